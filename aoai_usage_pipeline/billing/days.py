@@ -1,0 +1,344 @@
+"""Making days of `enriched_usage` and of the daily tables, each day from what its digest says, held when its ledger does not balance."""
+
+import dataclasses
+import datetime as dt
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.lake import engine
+from aoai_usage_pipeline.lake.days import Days, footer_metadata
+from aoai_usage_pipeline.lake.held import Held
+from aoai_usage_pipeline.lake.manifest import Manifests, Segment, events_by_usage_date
+from aoai_usage_pipeline.rating import match
+from aoai_usage_pipeline.reference import Reference
+from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
+from aoai_usage_pipeline.usage.identity import CANONICAL_ORDER, USAGE_VALUES, RequestDates
+
+Progress = Callable[[int, int, str], None]
+
+_CHUNK_EVENTS = 250_000
+_ATTEMPTS = 5
+_DIMENSIONS = [
+    column
+    for column in tables.names(tables.DAILY_USAGE)
+    if column not in ("requests", "cost", "currency", "pricing_status") and not column.endswith("_tokens")
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Day:
+    """What became of one usage date: made, unchanged, or held with the reason."""
+
+    usage_date: dt.date
+    outcome: str
+    reason: str | None = None
+
+
+class _Stage:
+    """What both stages share: find the days whose input changed, make them in chunks, hold the ones that fail, write the others."""
+
+    table: str
+
+    def __init__(self, lake: ObjectStore) -> None:
+        self._lake = lake
+        self.held = Held(lake, self.table)
+
+    def plan(self, days: Sequence[dt.date]) -> dict[dt.date, str]:
+        """The input digest of each day that differs from what its objects were made from."""
+        raise NotImplementedError
+
+    def etags(self, day: dt.date) -> list[str | None]:
+        """The versions of the day's objects that a rebuild replaces."""
+        raise NotImplementedError
+
+    def size(self, day: dt.date) -> int:
+        """Roughly how many events the day has, for the size of chunks."""
+        raise NotImplementedError
+
+    def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str]) -> dict[dt.date, str]:
+        """Compute the days inside the connection; returns the reasons of those that must be held."""
+        raise NotImplementedError
+
+    def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
+        """Replace the day's objects. Raises `Changed`."""
+        raise NotImplementedError
+
+    def run(self, days: Sequence[dt.date], progress: Progress) -> Iterator[Day]:
+        """Bring the days up to date and say what became of each; one that fails keeps its previous version and stops no other."""
+        wanted = sorted(set(days))
+        held_before = set(self.held.reasons())
+        for _ in range(_ATTEMPTS):
+            versions = {day: self.etags(day) for day in wanted}
+            stale = self.plan(wanted)
+            for day in wanted:
+                if day not in stale:
+                    if day in held_before:
+                        self.held.release(day)
+                    yield Day(day, "unchanged")
+            wanted, done = [], len(days) - len(stale)
+            for chunk in self._chunks(stale):
+                for day, reason in self._make(chunk, versions):
+                    if reason is None:
+                        if day in held_before:
+                            self.held.release(day)
+                        yield Day(day, "made")
+                    elif reason == _OVERTAKEN:
+                        wanted.append(day)
+                    else:
+                        self.held.hold(day, reason, chunk[day])
+                        yield Day(day, "held", reason=reason)
+                done += len(chunk)
+                progress(done, len(days), f"{self.table} up to {max(chunk)}")
+            if not wanted:
+                return
+        for day in wanted:
+            self.held.hold(day, "other runs kept replacing the day while it was made", "")
+            yield Day(day, "held", reason="other runs kept replacing the day while it was made")
+
+    def _chunks(self, stale: dict[dt.date, str]) -> Iterator[dict[dt.date, str]]:
+        chunk: dict[dt.date, str] = {}
+        size = 0
+        for day, input_digest in stale.items():
+            if chunk and size + self.size(day) > _CHUNK_EVENTS:
+                yield chunk
+                chunk, size = {}, 0
+            chunk[day] = input_digest
+            size += self.size(day)
+        if chunk:
+            yield chunk
+
+    def _make(self, chunk: dict[dt.date, str], versions: dict[dt.date, list[str | None]]) -> Iterator[tuple[dt.date, str | None]]:
+        try:
+            with engine.connect(self._lake.staging()) as db:
+                reasons = self.make(db, chunk)
+                for day, input_digest in chunk.items():
+                    if day in reasons:
+                        yield day, reasons[day]
+                        continue
+                    try:
+                        self.write(db, day, input_digest, versions[day])
+                        yield day, None
+                    except Changed:
+                        yield day, _OVERTAKEN
+        except duckdb.ProgrammingError:
+            raise  # a fault of ours, not of the day's data
+        except (duckdb.Error, NotFound) as error:
+            if len(chunk) > 1:
+                # find the day that fails, so that the others are made
+                for day, input_digest in chunk.items():
+                    yield from self._make({day: input_digest}, versions)
+            else:
+                yield next(iter(chunk)), f"{type(error).__name__}: {error}"
+
+
+_OVERTAKEN = "overtaken"
+
+
+class Enrichment(_Stage):
+    """Days of `enriched_usage`, with `daily_quality` beside them."""
+
+    table = "enriched_usage"
+
+    def __init__(self, lake: ObjectStore, manifests: Manifests, requests: RequestDates, reference: Reference) -> None:
+        super().__init__(lake)
+        self._manifests, self._requests, self._reference = manifests, requests, reference
+        self._segments: dict[dt.date, list[Segment]] = {}
+        self._moved: dict[dt.date, dict[str, list[object]]] = {}
+        self._counts: dict[dt.date, dict[str, int]] = {}
+        self.days, self.quality = Days(lake, self.table), Days(lake, "daily_quality")
+        self._code = engine.code_digest("reference", "rating", "billing")
+
+    def expected(self) -> dict[dt.date, str]:
+        """The digest of what each usage date with events would be made from now, and would be made from by the next `make`."""
+        self._moved = self._requests.moved()
+        self._segments = events_by_usage_date(self._manifests.all())
+        return {
+            day: engine.digest(
+                self._code, [segment.name for segment in segments], self._reference.on(day).content(), sorted(self._moved.get(day, {}).items())
+            )
+            for day, segments in self._segments.items()
+        }
+
+    def plan(self, days: Sequence[dt.date]) -> dict[dt.date, str]:
+        expected = self.expected()
+        return {day: expected[day] for day in days if day in expected and not self._fresh(day, expected[day])}
+
+    def _fresh(self, day: dt.date, input_digest: str) -> bool:
+        return all(days.footer(day)[0].get("input") == input_digest for days in (self.days, self.quality))
+
+    def stale(self) -> dict[dt.date, str]:
+        """Every usage date whose objects differ from what they would be made from, with the digest of that."""
+        return {day: input_digest for day, input_digest in self.expected().items() if not self._fresh(day, input_digest)}
+
+    def etags(self, day: dt.date) -> list[str | None]:
+        return [self.quality.footer(day)[1], self.days.footer(day)[1]]
+
+    def size(self, day: dt.date) -> int:
+        return sum(segment.usage_dates[str(day)][0] for segment in self._segments[day])
+
+    def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str]) -> dict[dt.date, str]:
+        segments = {day: self._segments[day] for day in days}
+        names = sorted({segment.name for day in days for segment in segments[day]})
+        dates = ", ".join(f"DATE '{day}'" for day in days)
+        db.execute(
+            f"CREATE TABLE events AS SELECT * FROM {engine.read_parquet(self._lake.local_paths(names))} "
+            f"WHERE reason IS NULL AND usage_date IN ({dates})"
+        )
+        elsewhere = [(day, request_id, *rest) for day in days for request_id, rest in self._moved.get(day, {}).items()]
+        db.execute("CREATE TABLE moved (usage_date DATE, request_id VARCHAR, counts_on DATE, copies BIGINT, conflict BOOLEAN)")
+        if elsewhere:
+            rows = pa.Table.from_pylist([dict(zip(("d", "r", "c", "n", "x"), row, strict=True)) for row in elsewhere])  # noqa: F841 - read by name below
+            db.execute("INSERT INTO moved SELECT CAST(d AS DATE), r, CAST(c AS DATE), n, x FROM rows")
+        match.load_reference(db, self._reference)
+        accepted = engine.sql_file("billing", "accepted.sql")
+        db.execute(
+            accepted.format(canonical_order=CANONICAL_ORDER, usage_values=USAGE_VALUES, long_context_tokens=match.LONG_CONTEXT_TOKENS)
+        )
+        db.execute(engine.sql_file("billing", "enriched_usage.sql").format(**_meter_sql()))
+        return self._unbalanced(db, segments)
+
+    def _unbalanced(self, db: duckdb.DuckDBPyConnection, segments: dict[dt.date, list[Segment]]) -> dict[dt.date, str]:
+        """The days whose requests and tokens do not add up to what ingestion counted, with both figures."""
+        tokens = "CAST(coalesce(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)), 0) AS BIGINT)"
+        raw = _by_day(db, f"SELECT usage_date, count(*), {tokens} FROM events GROUP BY 1")
+        accepted = _by_day(db, f"SELECT usage_date, count(*), {tokens} FROM accepted GROUP BY 1")
+        enriched = _by_day(db, f"SELECT usage_date, count(*), {tokens}, count(*) FILTER (mixed_currencies) FROM enriched GROUP BY 1")
+        held: dict[dt.date, str] = {}
+        self._counts = {
+            day: {"parsed": events, "duplicates": events - accepted.get(day, (0, 0))[0], "tokens": accepted.get(day, (0, 0))[1]}
+            for day, (events, _) in raw.items()
+        }
+        for day, parts in segments.items():
+            captured = tuple(sum(part.usage_dates[str(day)][i] for part in parts) for i in (0, 1))
+            read, kept, priced = raw.get(day, (0, 0)), accepted.get(day, (0, 0)), enriched.get(day, (0, 0, 0))
+            if read != captured:
+                held[day] = f"{captured[0]} raw events with {captured[1]} tokens were ingested, but {read[0]} with {read[1]} are in the lake"
+            elif kept != priced[:2]:
+                held[day] = f"{kept[0]} accepted requests with {kept[1]} tokens became {priced[0]} enriched ones with {priced[1]}"
+            elif priced[2]:
+                held[day] = f"{priced[2]} requests have meters priced in different currencies"
+        return held
+
+    def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
+        footer = footer_metadata({"input": input_digest, "code": self._code, **self._counts[day]})
+        quality = engine.sql_file("billing", "daily_quality.sql")
+        select = f"SELECT {tables.select_list(tables.DAILY_QUALITY)} FROM ({quality}) WHERE usage_date = DATE '{day}'"
+        self.quality.replace(day, copy(db, self._lake, select, footer), replacing=etags[0])
+        select = f"SELECT {tables.select_list(tables.ENRICHED_USAGE)} FROM enriched WHERE usage_date = DATE '{day}'"
+        self.days.replace(day, copy(db, self._lake, select, footer), replacing=etags[1])
+
+
+class DailyTables(_Stage):
+    """Days of `daily_usage` and `daily_billing`, made from the days of `enriched_usage`."""
+
+    table = "daily_billing"
+
+    def __init__(self, lake: ObjectStore, enrichment: Enrichment, reference: Reference) -> None:
+        super().__init__(lake)
+        self._enrichment, self._reference = enrichment, reference
+        self._sources: dict[dt.date, str | None] = {}
+        self.usage, self.billing = Days(lake, "daily_usage"), Days(lake, "daily_billing")
+
+    def plan(self, days: Sequence[dt.date]) -> dict[dt.date, str]:
+        planned: dict[dt.date, str] = {}
+        for day in days:
+            footer, self._sources[day] = self._enrichment.days.footer(day)
+            made_from = str(footer.get("input"))
+            if self._sources[day] and not self._fresh(day, made_from):
+                planned[day] = made_from
+        return planned
+
+    def _fresh(self, day: dt.date, input_digest: str) -> bool:
+        return all(table.footer(day)[0].get("input") == input_digest for table in (self.usage, self.billing))
+
+    def stale(self) -> dict[dt.date, str]:
+        """Every usage date whose daily tables differ from the enriched usage they would be made from."""
+        return self.plan(self._enrichment.days.existing())
+
+    def etags(self, day: dt.date) -> list[str | None]:
+        return [self.usage.footer(day)[1], self.billing.footer(day)[1]]
+
+    def size(self, day: dt.date) -> int:
+        return self._enrichment.days.rows(day)
+
+    def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str]) -> dict[dt.date, str]:
+        db.execute(f"CREATE VIEW enriched AS SELECT * FROM {engine.read_parquet(self._enrichment.days.paths(list(days)))}")
+        match.load_reference(db, self._reference)
+        own = ", ".join(_DIMENSIONS)
+        db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own))
+        db.execute(match.match_prices("daily_groups"))
+        meters = ", ".join(f"{{'meter': '{meter}', 'quantity': {quantity}}}" for meter, quantity in match.METER_QUANTITIES.items())
+        usage = engine.sql_file("billing", "daily_usage.sql").format(dimensions=own)
+        billing = engine.sql_file("billing", "daily_billing.sql").format(
+            dimensions=own, dimensions_of_m=", ".join(f"m.{d}" for d in _DIMENSIONS), meters=meters
+        )
+        for table, columns, select in (("daily_usage", tables.DAILY_USAGE, usage), ("daily_billing", tables.DAILY_BILLING, billing)):
+            db.execute(f"CREATE TABLE {table} AS SELECT {tables.select_list(columns)} FROM ({select}) ORDER BY ALL")
+        overtaken = {day: _OVERTAKEN for day in days if self._enrichment.days.footer(day)[1] != self._sources[day]}
+        return self._unbalanced(db, days) | overtaken
+
+    def _unbalanced(self, db: duckdb.DuckDBPyConnection, days: Iterable[dt.date]) -> dict[dt.date, str]:
+        """The days whose lines do not add up to the enriched usage, in tokens or in cost."""
+        nothing = (0, None)
+        tokens = "CAST(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)) AS BIGINT)"
+        enriched = _by_day(db, f"SELECT usage_date, {tokens}, sum(cost) FROM enriched GROUP BY 1")
+        usage = _by_day(db, f"SELECT usage_date, {tokens}, sum(cost) FROM daily_usage GROUP BY 1")
+        billed = _by_day(db, "SELECT usage_date, CAST(sum(quantity) AS BIGINT), sum(cost) FROM daily_billing GROUP BY 1")
+        held: dict[dt.date, str] = {}
+        for day in days:
+            source = enriched.get(day, nothing)
+            for name, (tokens, cost) in (("daily_usage", usage.get(day, nothing)), ("daily_billing", billed.get(day, nothing))):
+                if (tokens, cost or 0) != (source[0], source[1] or 0):
+                    held[day] = f"enriched usage has {source[0]} tokens at {source[1]}, but {name} has {tokens} at {cost}"
+        return held
+
+    def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
+        footer = footer_metadata({"input": input_digest})
+        for table, etag in zip((self.usage, self.billing), etags, strict=True):
+            select = f"SELECT * FROM {table.table} WHERE usage_date = DATE '{day}'"
+            table.replace(day, copy(db, self._lake, select, footer), replacing=etag)
+
+
+def copy(db: duckdb.DuckDBPyConnection, lake: ObjectStore, select: str, metadata: dict[str, str] | None = None) -> Path:
+    """Write a SELECT's rows as one Parquet file in the lake's staging folder, with `metadata` in its footer."""
+    target = lake.staging() / f"{uuid.uuid4().hex}.parquet"
+    footer = ", ".join(f"{key}: {engine.literal(value)}" for key, value in (metadata or {}).items())
+    options = f", KV_METADATA {{{footer}}}" if footer else ""
+    db.execute(f"COPY ({select}) TO {engine.literal(str(target))} (FORMAT parquet{options})")
+    return target
+
+
+def _by_day(db: duckdb.DuckDBPyConnection, select: str) -> dict[dt.date, tuple[int, ...]]:
+    return {day: tuple(rest) for day, *rest in db.execute(select).fetchall()}
+
+
+def _meter_sql() -> dict[str, object]:
+    """The parts of `enriched_usage.sql` that are repeated for each meter."""
+    meters = list(match.METER_QUANTITIES)
+    used = {m: f"(q_{m} > 0)" for m in meters}
+    # a request of no tokens at all is judged by its input price
+    used["input"] = f"(q_input > 0 OR (usage_source IS NOT NULL AND {' AND '.join(f'coalesce(q_{m}, 0) = 0' for m in meters)}))"
+    charge = {m: f"CASE WHEN {used[m]} THEN CAST(q_{m} AS DECIMAL(18,0)) * m_{m}.token_price END" for m in meters}
+    currency = {m: f"CASE WHEN {used[m]} THEN m_{m}.currency END" for m in meters}
+    zero = "CAST(0 AS DECIMAL(38,15))"
+    return {
+        "match_deployments": match.match_deployments("combination"),
+        "match_owners": match.match_owners("combination"),
+        "match_prices": match.match_prices("described"),
+        "rate_columns": ", ".join(
+            f"any_value(struct_pack(token_price := r.token_price, currency := r.currency, status := r.pricing_status)) FILTER (r.meter = '{m}') AS m_{m}"
+            for m in meters
+        ),
+        "quantity_columns": ", ".join(f"{sql} AS q_{m}" for m, sql in match.METER_QUANTITIES.items()),
+        "any_priced": " OR ".join(f"({used[m]} AND m_{m}.token_price IS NOT NULL)" for m in meters),
+        "total_cost": " + ".join(f"coalesce({charge[m]}, {zero})" for m in meters),
+        "currency": f"coalesce({', '.join(currency.values())})",
+        "any_unpriced": " OR ".join(f"({used[m]} AND m_{m}.status = 'unpriced')" for m in meters),
+        "any_fallback": " OR ".join(f"({used[m]} AND m_{m}.status = 'fallback')" for m in meters),
+        "mixed_currencies": f"coalesce(list_unique([{', '.join(currency.values())}]) > 1, false)",
+    }

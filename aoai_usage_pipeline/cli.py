@@ -1,0 +1,218 @@
+"""`aoai-usage`: what Dagster has no verb for. It materializes the same assets with the same checks on the same Dagster instance."""
+
+import argparse
+import contextlib
+import datetime as dt
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from aoai_usage_pipeline.pipeline import Pipeline
+from aoai_usage_pipeline.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 0 unless a day was held, a run failed or the input cannot be used."""
+    from aoai_usage_pipeline.reference import ReferenceError
+    from aoai_usage_pipeline.storage import StorageError
+
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments, Settings.from_env())
+    except (SettingsError, ReferenceError, StorageError, ValueError) as error:
+        print(f"aoai-usage: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="aoai-usage", description="Exact bills for Azure OpenAI from Event Hubs Capture files.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    bill = commands.add_parser("bill", help="ingest new capture files, bill a range of usage dates, publish, print the bill")
+    bill.add_argument("--from", dest="first", type=_date, required=True, metavar="DATE", help="first usage date, such as 2026-10-01")
+    bill.add_argument("--to", dest="last", type=_date, required=True, metavar="DATE", help="last usage date, included")
+    bill.set_defaults(run=_bill)
+    simulate = commands.add_parser("simulate", help="write realistic capture files to AOAI_CAPTURE_URL")
+    simulate.add_argument("--from", dest="first", type=_date, default=dt.date(2026, 8, 16), metavar="DATE", help="first day (2026-08-16)")
+    simulate.add_argument("--to", dest="last", type=_date, default=dt.date(2026, 9, 30), metavar="DATE", help="last day, included (2026-09-30)")
+    simulate.add_argument("--requests-per-day", type=int, default=1500, metavar="N", help="requests on a weekday (1500)")
+    simulate.add_argument("--seed", type=int, default=1, metavar="N", help="another number gives other traffic (1)")
+    simulate.set_defaults(run=_simulate)
+    return parser
+
+
+def _date(text: str) -> dt.date:
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2026-10-01") from None
+
+
+def _simulate(arguments: argparse.Namespace, settings: Settings) -> int:
+    from aoai_usage_pipeline.capture.names import NameFormat
+    from aoai_usage_pipeline.capture.simulator import simulate
+    from aoai_usage_pipeline.storage import open_store
+
+    console = _console()
+    store = open_store(settings.capture_url, settings.storage_connection_string, create=True)
+    with _progress(console, "simulating") as progress:
+        files, written = simulate(
+            store, NameFormat(settings.capture_name_format), arguments.first, arguments.last,
+            requests_per_day=arguments.requests_per_day, seed=arguments.seed, progress=progress,
+        )  # fmt: skip
+    console.print(f"{files} capture files in {settings.capture_url}, {written} of them written now.")
+    console.print(f"Next: aoai-usage bill --from {arguments.first} --to {arguments.last}", soft_wrap=True)
+    return 0
+
+
+def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
+    first, last = arguments.first, arguments.last
+    today = dt.datetime.now(dt.UTC).date()
+    if not settings.start_date <= first <= last <= today:
+        raise ValueError(f"--from {first} --to {last}: expected days in order, from AOAI_START_DATE {settings.start_date} to today {today}")
+    console = _console()
+    pipeline = Pipeline(settings)
+    pipeline.reference()
+    changed = sorted(pipeline.changed_capture_dates(max(settings.start_date, first - dt.timedelta(1)), today + dt.timedelta(1)))
+    days = [first + dt.timedelta(n) for n in range((last - first).days + 1)]
+    failures: list[str] = []
+    with _progress(console, "billing") as progress, _instance(console) as instance:
+        pipeline.progress = progress
+        if changed:
+            failures += _run(pipeline, instance, "ingest", changed[0], min(changed[-1], today))
+        failures += _run(pipeline, instance, "bill", first, last)
+    _print_bill(console, settings, first, last)
+    held = {day: reason for reasons in pipeline.held().values() for day, reason in reasons.items() if day in set(days)}
+    for day, reason in sorted(held.items()):
+        console.print(f"[bold red]held[/] {day}: {reason}", soft_wrap=True)
+    for failure in failures:
+        console.print(f"[bold red]failed[/] {failure}", soft_wrap=True, markup=True)
+    return 1 if held or failures else 0
+
+
+def _run(pipeline: Pipeline, instance: Any, job: str, first: dt.date, last: dt.date) -> list[str]:
+    """One Dagster run over a range of days; returns what made it fail."""
+    from aoai_usage_pipeline.definitions import build_defs
+    from aoai_usage_pipeline.defs.common import RANGE_END, RANGE_START
+
+    result = (
+        build_defs(pipeline=pipeline)
+        .resolve_job_def(job)
+        .execute_in_process(
+            instance=instance,
+            raise_on_error=False,
+            tags={RANGE_START: str(first), RANGE_END: str(last)},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    )
+    if result.success:
+        return []
+    errors = [event.step_failure_data.error for event in result.all_events if event.is_step_failure]
+    reasons = [f"{(error.cause or error).message}".strip().splitlines()[0] for error in errors if error]
+    return [f"{job} run {result.run_id}: {reason}" for reason in reasons] or [f"{job} run {result.run_id}"]
+
+
+@contextlib.contextmanager
+def _instance(console: "Console") -> Iterator[Any]:
+    import dagster as dg
+
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    if os.environ.get("DAGSTER_HOME"):
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+        return
+    console.print("DAGSTER_HOME is not set, so these runs will not show in the Dagster UI.", style="dim")
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    warnings.filterwarnings("ignore", module="dagster")
+    return Console(highlight=False)
+
+
+@contextlib.contextmanager
+def _progress(console: "Console", title: str) -> Iterator[Any]:
+    """A progress bar on a terminal; a line per step of work elsewhere."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    if not console.is_terminal:
+        yield lambda done, total, what: console.print(f"{title}: {what} ({done}/{total})", soft_wrap=True)
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt.date) -> None:
+    import duckdb
+    from rich.table import Table
+
+    with duckdb.connect(settings.warehouse_path, read_only=True) as db:
+        days = [first, last]
+        lines = db.execute(
+            """SELECT cost_center, team, sum(requests), sum(prompt_tokens), sum(completion_tokens), sum(cost), currency
+            FROM daily_usage WHERE usage_date BETWEEN ? AND ? GROUP BY ALL ORDER BY sum(cost) DESC NULLS LAST, cost_center, team""",
+            days,
+        ).fetchall()
+        table = Table(title=f"Bill {first} to {last}", title_justify="left")
+        for name in ("Cost centre", "Team"):
+            table.add_column(name)
+        for name in ("Requests", "Prompt tokens", "Completion tokens", "Cost", ""):
+            table.add_column(name, justify="right")
+        for cost_center, team, *counts, cost, currency in lines:
+            table.add_row(cost_center, team, *(f"{n:,}" for n in counts), _money(cost), currency or "no price")
+        totals: dict[str | None, list[Any]] = {}
+        for _, _, *counts, cost, currency in lines:
+            total = totals.setdefault(currency, [0, 0, 0, Decimal(0)])
+            for i, value in enumerate((*counts, cost or 0)):
+                total[i] += value
+        table.add_section()
+        for currency, (*counts, cost) in totals.items():
+            table.add_row("Total", "", *(f"{n:,}" for n in counts), _money(cost if currency else None), currency or "no price")
+        console.print(table)
+        quality = db.execute(
+            """SELECT coalesce(sum(parsed), 0), coalesce(sum(accepted), 0), coalesce(sum(duplicates), 0), coalesce(sum(conflicts), 0),
+            coalesce(sum(no_usage), 0), coalesce(sum(unpriced), 0), coalesce(sum(unallocated), 0)
+            FROM daily_quality WHERE usage_date BETWEEN ? AND ?""",
+            days,
+        ).fetchall()[0]
+        console.print(
+            "{:,} events: {:,} requests, {:,} duplicates, {:,} conflicts, {:,} without usage, {:,} without a price, {:,} without an owner".format(*quality),
+            soft_wrap=True,
+        )
+        for reason, count, blob, number in db.execute(
+            """SELECT reason, count(*), first(blob ORDER BY blob, sequence_number), first(sequence_number ORDER BY blob, sequence_number)
+            FROM quarantine GROUP BY 1 ORDER BY 2 DESC, 1"""
+        ).fetchall():
+            console.print(f"[yellow]quarantined[/] {count:,} x {_plain(reason)} (first: {_plain(blob)}, sequence number {number})", soft_wrap=True)
+        for blob, reason in db.execute("SELECT blob, reason FROM capture_files WHERE status = 'unreadable' ORDER BY 1").fetchall():
+            console.print(f"[yellow]unreadable[/] {_plain(blob)}: {_plain(reason)}", soft_wrap=True)
+    console.print(f"Published to {settings.warehouse_path}", soft_wrap=True)
+
+
+def _money(cost: Decimal | None) -> str:
+    """All the digits there are: rounding is the statement's business."""
+    if cost is None:
+        return "-"
+    text = f"{cost.normalize():,f}"
+    whole, _, fraction = text.partition(".")
+    return f"{whole}.{fraction.ljust(2, '0')}"
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""The code location: everything of `defs/` put together for one set of settings."""
+
+import dagster as dg
+
+from aoai_usage_pipeline.defs import billing, capture, publish, usage
+from aoai_usage_pipeline.defs.common import daily
+from aoai_usage_pipeline.pipeline import Pipeline
+from aoai_usage_pipeline.settings import Settings
+
+
+def build_defs(**overrides: object) -> dg.Definitions:
+    """The definitions for the settings of the environment; `overrides` are settings by name, or a whole `pipeline`."""
+    pipeline = overrides.pop("pipeline", None) or Pipeline(Settings.from_env(**overrides))
+    assert isinstance(pipeline, Pipeline)
+    start_date = pipeline.settings.start_date
+    partitions = daily(start_date)
+    running = pipeline.settings.automation == "running"
+    ingest, bill, daily_run = billing.build_jobs(partitions)
+    stages = [stage.build(partitions) for stage in (capture, usage, billing)]
+    sensor_status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
+    schedule_status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+    return dg.Definitions(
+        assets=[*(assets for assets, _ in stages), publish.usage_warehouse],
+        asset_checks=[checks for _, checks in stages],
+        jobs=[ingest, bill, daily_run],
+        sensors=[capture.build_sensor(ingest, bill, start_date, sensor_status)],
+        schedules=[billing.build_schedule(daily_run, start_date, schedule_status)],
+        resources={"pipeline": pipeline},
+        executor=dg.in_process_executor,
+    )
+
+
+defs = build_defs()

@@ -1,0 +1,109 @@
+"""`daily_usage` and `daily_billing`: the day's sums and lines, their check, the jobs and the daily schedule."""
+
+import datetime as dt
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.defs.common import (
+    ONE_RUN,
+    OWNERS,
+    RANGE_END,
+    RANGE_START,
+    check_result,
+    days_of,
+    fail_run,
+    schema_metadata,
+    span,
+    told,
+)
+from aoai_usage_pipeline.pipeline import Pipeline
+
+TRAILING_DAYS = 7
+_BILLED = "tokens_billed_equal_enriched"
+
+
+def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
+    """The assets `daily_usage` and `daily_billing`, made together, and the check that they lose nothing."""
+
+    @dg.multi_asset(
+        specs=[
+            dg.AssetSpec(
+                name,
+                deps=["enriched_usage"],
+                group_name="billing",
+                owners=OWNERS,
+                kinds={"duckdb", "parquet"},
+                description=text,
+                metadata=schema_metadata(name, columns),
+            )
+            for name, columns, text in (
+                ("daily_usage", tables.DAILY_USAGE, "Requests, tokens and cost per day, payer and deployment."),
+                ("daily_billing", tables.DAILY_BILLING, "One line per day, payer, deployment and meter: quantity x unit price = cost, exactly."),
+            )
+        ],
+        partitions_def=partitions,
+        backfill_policy=ONE_RUN,
+    )
+    def daily_tables(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> Iterator[dg.MaterializeResult]:
+        days = pipeline.bill(days_of(context), told(context, pipeline))
+        made = pipeline.daily_tables()
+        held = span([day.usage_date for day in days if day.outcome == "held"]) or "none"
+        for table in (made.usage, made.billing):
+            for day in days:
+                metadata = {"dagster/partition_row_count": table.rows(day.usage_date), "outcome": day.outcome}
+                context.add_asset_metadata(metadata, asset_key=table.table, partition_key=str(day.usage_date))
+            yield dg.MaterializeResult(asset_key=table.table, metadata={"held": held, "days": len(days)})
+
+    @dg.multi_asset_check(
+        specs=[
+            dg.AssetCheckSpec(
+                _BILLED,
+                asset="daily_billing",
+                description="The billed tokens and cost of the day are exactly those of its enriched usage. A day that fails is held.",
+            )
+        ],
+        name="daily_billing_checks",
+    )
+    def checks(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> Iterator[dg.AssetCheckResult]:
+        from aoai_usage_pipeline.reconcile import usage
+
+        enrichment = pipeline.enrichment()
+        rows = usage.unbalanced_bill(pipeline.lake, enrichment, pipeline.daily_tables(enrichment), days_of(context))
+        result = check_result("daily_billing", _BILLED, dg.AssetCheckSeverity.ERROR, rows, "usage_date")
+        yield result
+        fail_run([result], [_BILLED])
+
+    return daily_tables, checks
+
+
+def build_jobs(partitions: dg.PartitionsDefinition) -> tuple[Any, ...]:
+    """`ingest` (capture dates), `bill` (usage dates), and `daily_run` (both, for the schedule)."""
+    raw = dg.AssetSelection.assets("raw_events")
+    rest = dg.AssetSelection.assets("enriched_usage", "daily_usage", "daily_billing", "usage_warehouse")
+    return (
+        dg.define_asset_job("ingest", raw, partitions_def=partitions, description="Read new and changed capture files of some capture dates."),
+        dg.define_asset_job("bill", rest, partitions_def=partitions, description="Enrich, bill and publish some usage dates."),
+        dg.define_asset_job("daily_run", raw | rest, partitions_def=partitions, description="Ingest, bill and publish a range of days."),
+    )
+
+
+def build_schedule(daily_run: Any, start_date: dt.date, status: dg.DefaultScheduleStatus) -> dg.ScheduleDefinition:
+    """The schedule `daily_billing_run`: a trailing window of days up to today, as one run."""
+
+    @dg.schedule(
+        name="daily_billing_run",
+        job=daily_run,
+        cron_schedule="15 2 * * *",
+        execution_timezone="UTC",
+        default_status=status,
+        description=f"Bills the last {TRAILING_DAYS} days again every night; days whose input did not change are left alone.",
+    )
+    def daily_billing_run(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
+        last = context.scheduled_execution_time.astimezone(dt.UTC).date()
+        first = max(start_date, last - dt.timedelta(TRAILING_DAYS))
+        return dg.RunRequest(run_key=f"daily:{last}", tags={RANGE_START: str(first), RANGE_END: str(last)})
+
+    return daily_billing_run

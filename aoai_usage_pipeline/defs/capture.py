@@ -1,0 +1,195 @@
+"""Capture files into `raw_events`: the asset, its checks, and the sensor that watches the capture container."""
+
+import dataclasses
+import datetime as dt
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import dagster as dg
+
+from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.defs.common import (
+    ONE_RUN,
+    OWNERS,
+    RANGE_END,
+    RANGE_START,
+    check_result,
+    days_of,
+    fail_run,
+    schema_metadata,
+    span,
+    spans,
+    told,
+)
+from aoai_usage_pipeline.pipeline import Pipeline
+
+WARN, ERROR = dg.AssetCheckSeverity.WARN, dg.AssetCheckSeverity.ERROR
+NEWEST_DAYS = 3
+MAX_ATTEMPTS = 3
+MAX_RUNS_PER_TICK = 5
+SWEEP_SECONDS = 8.0
+
+_BALANCED = "captured_is_parsed_plus_quarantined"
+_CHECKS = {
+    _BALANCED: "Every record of every capture file is either a raw event or quarantined. A date that fails is held.",
+    "no_unreadable_files": "Every capture file can be read whole; an unreadable one contributes nothing until it is replaced.",
+    "no_sequence_gaps": "The sequence numbers of each partition are complete across files: nothing the hub accepted is missing.",
+    "no_overlaps": "No event was captured twice. Repeated ones are counted once all the same.",
+    "no_quarantined_records": "Every record could be read by an event contract.",
+}
+
+
+def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
+    """The asset `raw_events` and its checks."""
+
+    @dg.asset(
+        partitions_def=partitions,
+        backfill_policy=ONE_RUN,
+        group_name="capture",
+        owners=OWNERS,
+        kinds={"azureblob", "parquet"},
+        metadata=schema_metadata("raw_events", tables.RAW_EVENTS),
+    )
+    def raw_events(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+        """One row per captured record, by the UTC day in the capture file's name. Reads only hours whose files changed."""
+        done = pipeline.ingest(days_of(context), told(context, pipeline))
+        for date, result in done.items():
+            context.add_asset_metadata(
+                {
+                    "dagster/partition_row_count": result.manifest.parsed + result.manifest.quarantined,
+                    "files": len(result.manifest.files),
+                    "files_read_now": result.files_read,
+                    "parsed": result.manifest.parsed,
+                    "quarantined": result.manifest.quarantined,
+                },
+                partition_key=str(date),
+            )
+        return dg.MaterializeResult(metadata={"days_with_new_files": sum(result.files_read > 0 for result in done.values())})
+
+    @dg.multi_asset_check(
+        specs=[dg.AssetCheckSpec(name, asset="raw_events", description=text) for name, text in _CHECKS.items()], name="raw_events_checks"
+    )
+    def checks(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> Iterator[dg.AssetCheckResult]:
+        from aoai_usage_pipeline.reconcile import capture, usage
+
+        dates = days_of(context)
+        manifests = pipeline.manifests.all()
+        held = [
+            {"capture_date": str(date), "blob": None, "captured": None, "parsed": None, "quarantined": None, "reason": reason}
+            for date, reason in pipeline.held().get("raw_events", {}).items()
+            if date in set(dates)
+        ]
+        quarantined, shown = usage.quarantined_records(pipeline.lake, manifests, dates)
+        results = [
+            check_result("raw_events", _BALANCED, ERROR, held or capture.unbalanced_files(manifests, dates), "capture_date"),
+            check_result("raw_events", "no_unreadable_files", ERROR, capture.unreadable_files(manifests, dates), "capture_date"),
+            check_result("raw_events", "no_sequence_gaps", ERROR, capture.sequence_gaps(manifests, dates), "capture_date"),
+            check_result("raw_events", "no_overlaps", WARN, capture.overlaps(manifests, dates), "capture_date"),
+            check_result("raw_events", "no_quarantined_records", WARN, shown, "capture_date", quarantined),
+        ]
+        yield from results
+        fail_run(results, [_BALANCED])
+
+    return raw_events, checks
+
+
+def build_sensor(ingest: Any, bill: Any, start_date: dt.date, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
+    """The sensor `capture_files`: ingest what is new or changed, then bill again whatever became stale."""
+
+    @dg.sensor(
+        jobs=[ingest, bill],
+        minimum_interval_seconds=60,
+        default_status=status,
+        description="Looks for new or changed capture files and asks for runs that ingest them, then for runs that bill every usage date "
+        "that became stale, however old. What was ingested is told by the lake; the cursor only remembers how often a day was asked for.",
+    )
+    def capture_files(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SensorResult:
+        state = _State.load(context.cursor)
+        changed = _look(pipeline, state, start_date, dt.datetime.now(dt.UTC).date())
+        first = (start_date, dt.datetime.now(dt.UTC).date())
+        stale = {day: input_digest for day, input_digest in pipeline.stale_usage_dates().items() if first[0] <= day <= first[1]}
+        requests: list[dg.RunRequest] = []
+        notes: list[str] = []
+        for job, wanted in ((ingest.name, changed), (bill.name, stale)):
+            running = _in_flight(context.instance, job)
+            asked = state.asked.setdefault(job, {})
+            due, given_up = _due(wanted, asked, running)
+            for start, end in list(spans(due))[: MAX_RUNS_PER_TICK - len(requests)]:
+                requests.append(dg.RunRequest(job_name=job, tags={RANGE_START: str(start), RANGE_END: str(end)}))
+                for day in due:
+                    if start <= day <= end:
+                        asked[str(day)] = (wanted[day], asked.get(str(day), ("", 0))[1] + 1)
+            if given_up:
+                notes.append(f"{job} failed {MAX_ATTEMPTS} times for {span(given_up)}: asked again when its input changes or the cursor is reset")
+            if running:
+                notes.append(f"{job} is running for {span(sorted(running))}")
+        notes += [] if requests else ["nothing new"]
+        return dg.SensorResult(run_requests=requests, cursor=state.dump(), skip_reason=None if requests else "; ".join(notes))
+
+    return capture_files
+
+
+@dataclasses.dataclass
+class _State:
+    """The cursor: where the sweep goes on, and how often which day was asked for with which input."""
+
+    sweep: str | None = None
+    asked: dict[str, dict[str, tuple[str, int]]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def load(cls, cursor: str | None) -> "_State":
+        data = json.loads(cursor or "{}")
+        return cls(data.get("sweep"), {job: {day: (d, n) for day, (d, n) in days.items()} for job, days in data.get("asked", {}).items()})
+
+    def dump(self) -> str:
+        return json.dumps(dataclasses.asdict(self))
+
+
+def _look(pipeline: Pipeline, state: _State, start_date: dt.date, today: dt.date, clock: Callable[[], float] = time.monotonic) -> dict[dt.date, str]:
+    """Capture dates with new or changed files: the newest days, those with unreadable files, and older months in turn as long as time allows."""
+    until = clock() + SWEEP_SECONDS
+    newest = max(start_date, today - dt.timedelta(NEWEST_DAYS - 1))
+    changed = pipeline.changed_capture_dates(newest, today + dt.timedelta(1))
+    unreadable = [m.capture_date for m in pipeline.manifests.all() if any(not f.readable for f in m.files) and start_date <= m.capture_date < newest]
+    for first, last in spans(unreadable):
+        changed |= pipeline.changed_capture_dates(first, last)
+    if newest == start_date:
+        return changed
+    last = dt.date.fromisoformat(state.sweep) if state.sweep else newest - dt.timedelta(1)
+    stop = None
+    while last != stop and clock() < until:
+        # once around, a month at a time
+        last = last if start_date <= last < newest else newest - dt.timedelta(1)
+        stop = stop or last
+        first = max(start_date, last.replace(day=1))
+        changed |= pipeline.changed_capture_dates(first, last)
+        last = first - dt.timedelta(1) if first > start_date else newest - dt.timedelta(1)
+    state.sweep = str(last)
+    return changed
+
+
+def _in_flight(instance: dg.DagsterInstance, job: str) -> set[dt.date]:
+    """The days that runs of a job which have not ended are working on."""
+    statuses = [
+        dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
+        dg.DagsterRunStatus.CANCELING,
+    ]  # fmt: skip
+    days: set[dt.date] = set()
+    for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=statuses)):
+        if RANGE_START in run.tags:
+            first, last = (dt.date.fromisoformat(run.tags[tag]) for tag in (RANGE_START, RANGE_END))
+            days |= {first + dt.timedelta(n) for n in range((last - first).days + 1)}
+    return days
+
+
+def _due(
+    wanted: Mapping[dt.date, str], asked: dict[str, tuple[str, int]], running: set[dt.date]
+) -> tuple[list[dt.date], list[dt.date]]:
+    """The days to ask for now, and those that were asked for often enough. Forgets days that need nothing any more."""
+    for day in list(asked):
+        if wanted.get(dt.date.fromisoformat(day)) != asked[day][0]:
+            del asked[day]
+    given_up = [day for day in sorted(wanted) if day not in running and asked.get(str(day), ("", 0))[1] >= MAX_ATTEMPTS]
+    return [day for day in sorted(wanted) if day not in running and day not in given_up], given_up

@@ -1,0 +1,94 @@
+"""What every stage's definitions share: partitions, column schemas, how a check shows offending rows."""
+
+import datetime as dt
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import dagster as dg
+
+from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.pipeline import Pipeline, Progress
+
+# both parameters are what Dagster's own guides use; pinned to <1.14, a change of theirs cannot come unnoticed
+for _parameter in ("backfill_policy", "allow_nonexistent_upstream_partitions"):
+    warnings.filterwarnings("ignore", message=f".*`{_parameter}`", category=dg.BetaWarning)
+
+OWNERS = ["team:finops-platform"]
+ONE_RUN = dg.BackfillPolicy.single_run()
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+_TYPES = {"BIGINT": "int", "BOOLEAN": "bool"}
+
+
+def daily(start_date: dt.date) -> dg.DailyPartitionsDefinition:
+    """Daily UTC partitions from the start date to today, today included."""
+    return dg.DailyPartitionsDefinition(start_date=start_date.isoformat(), timezone="UTC", end_offset=1)
+
+
+def days_of(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> list[dt.date]:
+    """The days of a run: one, or a range."""
+    return [dt.date.fromisoformat(key) for key in context.partition_keys]
+
+
+def schema_metadata(table: str, columns: tuple[tables.Column, ...]) -> dict[str, object]:
+    """What the UI shows of a table: its name and its columns."""
+    schema = dg.TableSchema(columns=[dg.TableColumn(c.name, c.type, description=c.description) for c in columns])
+    return {"dagster/column_schema": schema, "dagster/table_name": table}
+
+
+def told(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Progress:
+    """Progress that shows in the run's log, and to whoever else follows the pipeline."""
+
+    def progress(done: int, total: int, what: str) -> None:
+        context.log.info("%s of %s: %s", done, total, what)
+        pipeline.progress(done, total, what)
+
+    return progress
+
+
+def span(days: Sequence[dt.date]) -> str:
+    """A list of days for a person, ranges abbreviated."""
+    return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in spans(days))
+
+
+def spans(days: Sequence[dt.date]) -> Iterator[tuple[dt.date, dt.date]]:
+    """The contiguous ranges of days."""
+    ordered = sorted(set(days))
+    start = 0
+    for i in range(1, len(ordered) + 1):
+        if i == len(ordered) or ordered[i] - ordered[i - 1] > dt.timedelta(days=1):
+            yield ordered[start], ordered[i - 1]
+            start = i
+
+
+def check_result(
+    asset: str, name: str, severity: dg.AssetCheckSeverity, rows: Sequence[Mapping[str, object]], day_column: str, count: int | None = None
+) -> dg.AssetCheckResult:
+    """Passed without offending rows; otherwise failed with a table of them, and the days they are of."""
+    days = sorted({str(row[day_column]) for row in rows})
+    metadata: dict[str, dg.MetadataValue] = {"offending": dg.MetadataValue.int(len(rows) if count is None else count)}
+    if rows:
+        metadata["days"] = dg.MetadataValue.text(", ".join(days))
+        metadata["rows"] = dg.MetadataValue.table(
+            [dg.TableRecord({key: value if isinstance(value, int | str) else str(value) for key, value in row.items()}) for row in rows],
+            schema=dg.TableSchema(columns=[dg.TableColumn(key) for key in rows[0]]),
+        )
+    return dg.AssetCheckResult(
+        passed=not rows,
+        asset_key=asset,
+        check_name=name,
+        severity=severity,
+        description=f"{metadata['offending'].value} on {', '.join(days)}" if rows else None,
+        metadata=metadata,
+    )
+
+
+def fail_run(results: Sequence[dg.AssetCheckResult], identities: Sequence[str]) -> None:
+    """End the run failed when a ledger identity does not hold, naming the days.
+
+    Dagster's own `blocking` would keep every day of a range from being billed. The stage holds the bad days itself and goes on with the
+    others, so the checks only have to fail the run, after everything else was done.
+    """
+    failed = [result for result in results if not result.passed and result.check_name in identities]
+    if failed:
+        days = sorted({day for result in failed for day in str(result.metadata["days"].value).split(", ")})
+        raise dg.Failure(f"held: {', '.join(days)} ({', '.join(str(result.check_name) for result in failed)})", allow_retries=False)

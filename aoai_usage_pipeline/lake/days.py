@@ -1,0 +1,61 @@
+"""Tables kept as one Parquet object per usage date, replaced as a whole; the footer says what a day was made from."""
+
+import datetime as dt
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+
+from aoai_usage_pipeline.storage import NotFound, ObjectStore
+
+_FOOTER_KEY = "aoai_usage"
+
+
+class Days:
+    """One table's day objects."""
+
+    def __init__(self, lake: ObjectStore, table: str) -> None:
+        self._lake, self.table = lake, table
+        self._footers: dict[str, tuple[str, dict[str, object]]] = {}
+
+    def name(self, day: dt.date) -> str:
+        """The object's name in the lake."""
+        return f"{self.table}/usage_date={day}/data.parquet"
+
+    def existing(self) -> list[dt.date]:
+        """The days that have an object, sorted."""
+        folders, _ = self._lake.children(f"{self.table}/")
+        return sorted(dt.date.fromisoformat(folder.rstrip("/").rpartition("=")[2]) for folder in folders)
+
+    def footer(self, day: dt.date) -> tuple[dict[str, object], str | None]:
+        """What the day's object says it was made from, and its ETag; an empty dict and None where there is no object."""
+        name = self.name(day)
+        etag = self._lake.etag(name)
+        if etag is None:
+            return {}, None
+        if self._footers.get(name, ("",))[0] != etag:
+            try:
+                path = self._lake.local_paths([name])[0]
+            except NotFound:
+                return {}, None
+            parquet = pyarrow.parquet.read_metadata(path)
+            stored = json.loads((parquet.metadata or {}).get(_FOOTER_KEY.encode(), b"{}"))
+            self._footers[name] = (etag, {**stored, "rows": parquet.num_rows})
+        return self._footers[name][1], etag
+
+    def rows(self, day: dt.date) -> int:
+        """How many rows the day's object has; 0 where there is none."""
+        return int(str(self.footer(day)[0].get("rows", 0)))
+
+    def paths(self, days: list[dt.date]) -> list[str]:
+        """Local paths of the days' objects, without the days that have none."""
+        return self._lake.local_paths([self.name(day) for day in days if self._lake.etag(self.name(day))])
+
+    def replace(self, day: dt.date, staged: Path, *, replacing: str | None) -> None:
+        """Put a finished local file in the day's place. Raises `Changed` when another run was faster."""
+        self._lake.write(self.name(day), staged, replacing=replacing)
+
+
+def footer_metadata(footer: dict[str, object]) -> dict[str, str]:
+    """The Parquet key-value metadata that `Days.footer` reads back."""
+    return {_FOOTER_KEY: json.dumps(footer, sort_keys=True, default=str)}

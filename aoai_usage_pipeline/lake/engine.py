@@ -1,0 +1,58 @@
+"""DuckDB as the engine over the lake's files: one private in-memory connection per piece of work."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+
+import duckdb
+
+MEMORY_LIMIT = "500MB"
+
+
+@contextlib.contextmanager
+def connect(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A connection with a bounded memory that spills to the folder `spill`; UTC, exact, no extension is ever loaded from a network."""
+    config = {
+        "memory_limit": MEMORY_LIMIT,
+        "temp_directory": str(spill / "spill"),
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+    with duckdb.connect(":memory:", config=config) as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        yield connection
+
+
+def read_parquet(paths: Sequence[str]) -> str:
+    """A FROM item over Parquet files."""
+    return f"read_parquet([{', '.join(literal(path) for path in paths)}], union_by_name = true)"
+
+
+def literal(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def sql_file(room: str, name: str) -> str:
+    """The text of a `.sql` file that lies in a room of this package."""
+    return resources.files("aoai_usage_pipeline").joinpath(room, name).read_text("utf-8")
+
+
+def digest(*parts: object) -> str:
+    """A short stable hash of JSON-able values: 24 hexadecimal digits of SHA-256."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def code_digest(*rooms: str) -> str:
+    """A hash of the source of whole rooms, so that a change of the code is noticed without anyone counting versions."""
+    files = sorted(
+        path
+        for room in rooms
+        for path in (Path(__file__).parent.parent / room).rglob("*")
+        if path.suffix in (".py", ".sql")
+    )
+    return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])

@@ -1,0 +1,136 @@
+"""The manifest of a capture date: which capture files were read, which segments hold their events, and of which usage dates.
+
+`raw_events/capture_date=D/manifest.json` is the only mutable object of a capture date; everything it names is immutable.
+"""
+
+import dataclasses
+import datetime as dt
+import json
+from collections.abc import Iterable
+
+from aoai_usage_pipeline.storage import NotFound, ObjectStore
+
+_PREFIX = "raw_events/"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileEntry:
+    """One capture file as it was read; the columns of the table `capture_files`, and what finding gaps and re-reading need."""
+
+    blob: str
+    etag: str
+    bytes: int
+    records: int
+    first_sequence_number: int | None
+    last_sequence_number: int | None
+    parsed: int
+    quarantined: int
+    status: str
+    reason: str | None
+    hour: int
+    hub: str
+    partition_id: str
+    content: str
+
+    @property
+    def readable(self) -> bool:
+        return self.status != "unreadable"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Segment:
+    """One immutable Parquet file of raw events. `usage_dates` counts events and tokens of each usage date in it; tokens are prompt + completion."""
+
+    name: str
+    hour: int
+    rows: int
+    quarantined: int
+    usage_dates: dict[str, tuple[int, int]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Manifest:
+    """What one capture date consists of. `requests` and `quarantine` name the date's index of request ids and its quarantined records."""
+
+    capture_date: dt.date
+    reader: str = ""
+    files: tuple[FileEntry, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    requests: str | None = None
+    quarantine: str | None = None
+
+    @property
+    def parsed(self) -> int:
+        return sum(file.parsed for file in self.files)
+
+    @property
+    def quarantined(self) -> int:
+        return sum(file.quarantined for file in self.files)
+
+    def names(self) -> set[str]:
+        """Every object the manifest refers to."""
+        return {segment.name for segment in self.segments} | {name for name in (self.requests, self.quarantine) if name}
+
+
+def folder(capture_date: dt.date) -> str:
+    """The prefix of everything of a capture date."""
+    return f"{_PREFIX}capture_date={capture_date}/"
+
+
+class Manifests:
+    """The manifests of a lake, parsed once per version."""
+
+    def __init__(self, lake: ObjectStore) -> None:
+        self._lake = lake
+        self._cache: dict[dt.date, tuple[str, Manifest]] = {}
+
+    def get(self, capture_date: dt.date) -> tuple[Manifest, str | None]:
+        """The manifest and its ETag; an empty one with None where nothing was ingested."""
+        name = folder(capture_date) + "manifest.json"
+        etag = self._lake.etag(name)
+        if etag is None:
+            return Manifest(capture_date), None
+        cached = self._cache.get(capture_date)
+        if not cached or cached[0] != etag:
+            try:
+                content, etag = self._lake.read(name)
+            except NotFound:
+                return Manifest(capture_date), None
+            cached = self._cache[capture_date] = (etag, _parse(capture_date, content))
+        return cached[1], cached[0]
+
+    def all(self) -> list[Manifest]:
+        """Every manifest of the lake, by capture date."""
+        folders, _ = self._lake.children(_PREFIX)
+        dates = sorted(dt.date.fromisoformat(name.rstrip("/").rpartition("=")[2]) for name in folders)
+        return [manifest for manifest, etag in map(self.get, dates) if etag]
+
+    def put(self, manifest: Manifest, *, replacing: str | None) -> None:
+        """Replace the date's manifest if it is still the version `replacing`. Raises `Changed`."""
+        content = json.dumps(dataclasses.asdict(manifest), default=str, indent=1).encode()
+        self._lake.write(folder(manifest.capture_date) + "manifest.json", content, replacing=replacing)
+
+
+def events_by_usage_date(manifests: Iterable[Manifest]) -> dict[dt.date, list[Segment]]:
+    """The segments that hold events of each usage date, sorted by name."""
+    found: dict[dt.date, list[Segment]] = {}
+    for manifest in manifests:
+        for segment in manifest.segments:
+            for day in segment.usage_dates:
+                found.setdefault(dt.date.fromisoformat(day), []).append(segment)
+    return {day: sorted(segments, key=lambda segment: segment.name) for day, segments in sorted(found.items())}
+
+
+def _parse(capture_date: dt.date, content: bytes) -> Manifest:
+    data = json.loads(content)
+    return Manifest(
+        capture_date=capture_date,
+        reader=data["reader"],
+        files=tuple(FileEntry(**file) for file in data["files"]),
+        segments=tuple(
+            Segment(**{**segment, "usage_dates": {day: (n, tokens) for day, (n, tokens) in segment["usage_dates"].items()}})
+            for segment in data["segments"]
+        ),
+        requests=data["requests"],
+        quarantine=data["quarantine"],
+    )

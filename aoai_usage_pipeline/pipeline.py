@@ -1,0 +1,132 @@
+"""One installation of the pipeline: its stores, its reference data and its stages. What the Dagster shell and the command line hold.
+
+Heavy libraries are imported where they are used, so that loading definitions stays fast.
+"""
+
+import datetime as dt
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aoai_usage_pipeline.settings import Settings
+
+if TYPE_CHECKING:
+    from aoai_usage_pipeline.billing.days import DailyTables, Day, Enrichment
+    from aoai_usage_pipeline.capture.names import NameFormat
+    from aoai_usage_pipeline.lake.manifest import Manifests
+    from aoai_usage_pipeline.reference import Reference
+    from aoai_usage_pipeline.storage import ObjectStore
+    from aoai_usage_pipeline.usage.raw_events import Ingested
+
+Progress = Callable[[int, int, str], None]
+
+
+class Pipeline:
+    """The stages over one set of settings. `progress` is told (done, total, what) while long work runs."""
+
+    def __init__(self, settings: Settings, progress: Progress = lambda done, total, what: None) -> None:
+        self.settings, self.progress = settings, progress
+
+    @cached_property
+    def capture(self) -> "ObjectStore":
+        from aoai_usage_pipeline.storage import open_store
+
+        return open_store(self.settings.capture_url, self.settings.storage_connection_string, create=False)
+
+    @cached_property
+    def lake(self) -> "ObjectStore":
+        from aoai_usage_pipeline.storage import open_store
+
+        lake = open_store(self.settings.lake_url, self.settings.storage_connection_string, create=True)
+        lake.collect_staging()
+        return lake
+
+    @cached_property
+    def names(self) -> "NameFormat":
+        from aoai_usage_pipeline.capture.names import NameFormat
+
+        return NameFormat(self.settings.capture_name_format)
+
+    @cached_property
+    def manifests(self) -> "Manifests":
+        from aoai_usage_pipeline.lake.manifest import Manifests
+
+        return Manifests(self.lake)
+
+    def reference(self) -> "Reference":
+        """The reference data as the files say now. Raises `ReferenceError`."""
+        from aoai_usage_pipeline.reference import load
+
+        return load(Path(self.settings.reference_dir))
+
+    def enrichment(self) -> "Enrichment":
+        """The stage that makes `enriched_usage`, with the reference data of now."""
+        from aoai_usage_pipeline.billing.days import Enrichment
+        from aoai_usage_pipeline.usage.identity import RequestDates
+
+        return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), self.reference())
+
+    def daily_tables(self, enrichment: "Enrichment | None" = None) -> "DailyTables":
+        """The stage that makes `daily_usage` and `daily_billing`."""
+        from aoai_usage_pipeline.billing.days import DailyTables
+
+        return DailyTables(self.lake, enrichment or self.enrichment(), self.reference())
+
+    def ingest(self, dates: Sequence[dt.date], progress: Progress | None = None) -> "dict[dt.date, Ingested]":
+        """Bring capture dates up to their capture files; a date that does not balance is held."""
+        from aoai_usage_pipeline.lake.held import Held
+        from aoai_usage_pipeline.usage.raw_events import Ingest, Unbalanced
+
+        self.reference()  # a bad file stops the run before anything is written
+        held = Held(self.lake, "raw_events")
+        before = set(held.reasons())
+        done: dict[dt.date, Ingested] = {}
+        ingest = Ingest(self.capture, self.lake, self.manifests, self.names, self.settings.start_date)
+        for date, result in ingest.run(dates, progress or self.progress):
+            if isinstance(result, Unbalanced):
+                held.hold(date, str(result), "")
+                continue
+            if date in before:
+                held.release(date)
+            done[date] = result
+        return done
+
+    def enrich(self, days: Sequence[dt.date], progress: Progress | None = None) -> "list[Day]":
+        """Bring `enriched_usage` of usage dates up to date."""
+        return sorted(self.enrichment().run(days, progress or self.progress), key=lambda day: day.usage_date)
+
+    def bill(self, days: Sequence[dt.date], progress: Progress | None = None) -> "list[Day]":
+        """Bring `daily_usage` and `daily_billing` of usage dates up to date."""
+        return sorted(self.daily_tables().run(days, progress or self.progress), key=lambda day: day.usage_date)
+
+    def publish(self) -> dict[str, int]:
+        """Make the DuckDB file equal to the lake; returns rows by table."""
+        from aoai_usage_pipeline.publish.warehouse import publish
+
+        return publish(self.lake, self.manifests, Path(self.settings.warehouse_path))
+
+    def held(self) -> dict[str, dict[dt.date, str]]:
+        """Every held day with its reason, by stage."""
+        from aoai_usage_pipeline.lake.held import Held
+
+        return {table: reasons for table in ("raw_events", "enriched_usage", "daily_billing") if (reasons := Held(self.lake, table).reasons())}
+
+    def stale_usage_dates(self) -> dict[dt.date, str]:
+        """Usage dates whose enriched usage or daily tables differ from what they would be made from, with the digest of that."""
+        enrichment = self.enrichment()
+        return self.daily_tables(enrichment).stale() | enrichment.stale()
+
+    def changed_capture_dates(self, first: dt.date, last: dt.date) -> dict[dt.date, str]:
+        """Capture dates from `first` to `last` with new or changed capture files, with a digest of those."""
+        from aoai_usage_pipeline.lake.engine import digest
+        from aoai_usage_pipeline.usage.raw_events import Ingest
+
+        ingest = Ingest(self.capture, self.lake, self.manifests, self.names, self.settings.start_date)
+        listed: dict[dt.date, list] = {}
+        for file in self.names.files(self.capture, first, last):
+            listed.setdefault(file.capture_date, []).append(file)
+        changed = {date: ingest.changed(files, self.manifests.get(date)[0]) for date, files in sorted(listed.items())}
+        return {
+            date: digest(sorted((f.object.name, f.object.etag) for files in hours.values() for f in files)) for date, hours in changed.items() if hours
+        }

@@ -1,0 +1,90 @@
+"""The published DuckDB file: built beside the old one from the lake, then swapped in one step, so that its readers are never disturbed."""
+
+import datetime as dt
+import fcntl
+import os
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.lake import engine
+from aoai_usage_pipeline.lake.days import Days
+from aoai_usage_pipeline.lake.manifest import Manifests
+from aoai_usage_pipeline.storage import ObjectStore
+
+ENRICHED_DAYS = 35
+"""How many days of request rows the file carries; all of them are in the lake."""
+
+_STORAGE_VERSION = "v1.0.0"
+
+
+def publish(lake: ObjectStore, manifests: Manifests, path: Path) -> dict[str, int]:
+    """Make the file equal to the lake; returns rows by table. A file that is equal already is left alone, byte for byte."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made_from = _input(lake)
+        if rows := _current(path, made_from):
+            return rows
+        beside = path.with_name(f".{path.name}.new")
+        beside.unlink(missing_ok=True)
+        with engine.connect(lake.staging()) as db:
+            db.execute(f"ATTACH {engine.literal(str(beside))} AS w (STORAGE_VERSION '{_STORAGE_VERSION}')")
+            _build(db, lake, manifests)
+            db.execute("CREATE TABLE w.publication AS SELECT ? AS made_from", [made_from])
+            rows = _rows(db, "w.")
+            db.execute("DETACH w")
+        os.replace(beside, path)
+        return rows
+
+
+def _input(lake: ObjectStore) -> str:
+    """A digest of every object the file is made from."""
+    versions = [(o.name, o.etag) for table in tables.PUBLISHED for o in lake.objects(f"{table}/")]
+    versions += [(o.name, o.etag) for o in lake.objects("raw_events/") if o.name.endswith("manifest.json")]
+    return engine.digest(sorted(versions), engine.code_digest("publish"), [str(columns) for columns in tables.PUBLISHED.values()])
+
+
+def _current(path: Path, made_from: str) -> dict[str, int]:
+    if not path.exists():
+        return {}
+    try:
+        with duckdb.connect(str(path), read_only=True) as db:
+            if db.execute("SELECT made_from FROM publication").fetchall() == [(made_from,)]:
+                return _rows(db, "")
+    except duckdb.Error:
+        pass  # whatever it is, it is not what we would publish
+    return {}
+
+
+def _rows(db: duckdb.DuckDBPyConnection, prefix: str) -> dict[str, int]:
+    return {table: db.execute(f"SELECT count(*) FROM {prefix}{table}").fetchall()[0][0] for table in tables.PUBLISHED}
+
+
+def _build(db: duckdb.DuckDBPyConnection, lake: ObjectStore, manifests: Manifests) -> None:
+    for table, columns in tables.PUBLISHED.items():
+        if table == "capture_files":
+            db.register("rows_of_files", _capture_files(manifests))
+            source = "rows_of_files"
+        elif table == "quarantine":
+            names = [manifest.quarantine for manifest in manifests.all() if manifest.quarantine]
+            source = engine.read_parquet(lake.local_paths(names)) if names else ""
+        else:
+            days = Days(lake, table)
+            existing = days.existing()
+            if table == "enriched_usage" and existing:
+                existing = [day for day in existing if day > existing[-1] - dt.timedelta(ENRICHED_DAYS)]
+            source = engine.read_parquet(days.paths(existing)) if existing else ""
+        order = "" if table == "enriched_usage" else " ORDER BY ALL"
+        select = f"SELECT {tables.select_list(columns)} FROM {source}{order}" if source else tables.empty_select(columns)
+        db.execute(f"CREATE TABLE w.{table} AS {select}")
+        for column in columns:
+            db.execute(f'COMMENT ON COLUMN w.{table}."{column.name}" IS {engine.literal(column.description)}')
+
+
+def _capture_files(manifests: Manifests) -> pa.Table:
+    files = [file for manifest in manifests.all() for file in manifest.files]
+    types = {"VARCHAR": pa.string(), "BIGINT": pa.int64()}
+    return pa.table({c.name: pa.array([getattr(f, c.name) for f in files], types[c.type]) for c in tables.CAPTURE_FILES})

@@ -1,0 +1,112 @@
+"""Checks over usage dates: does every request and token that was ingested come out enriched and billed, and what is missing to price it."""
+
+import datetime as dt
+from collections.abc import Sequence
+
+from aoai_usage_pipeline.billing.days import DailyTables, Enrichment
+from aoai_usage_pipeline.lake import engine
+from aoai_usage_pipeline.lake.days import Days
+from aoai_usage_pipeline.lake.manifest import Manifest
+from aoai_usage_pipeline.storage import ObjectStore
+
+Row = dict[str, object]
+
+MAX_ROWS = 100
+"""How many offending rows are shown; the counts are always whole."""
+
+
+def unbalanced_requests(enrichment: Enrichment, days: Sequence[dt.date]) -> list[Row]:
+    """Held days, and days where accepted and duplicates are not exactly the raw events."""
+    rows: list[Row] = [
+        {"usage_date": str(day), "parsed": None, "accepted": None, "duplicates": None, "reason": f"held: {reason}"}
+        for day, reason in enrichment.held.reasons().items()
+        if day in set(days)
+    ]
+    for day in days:
+        footer, etag = enrichment.days.footer(day)
+        if not etag:
+            continue
+        parsed, duplicates, accepted = int(str(footer["parsed"])), int(str(footer["duplicates"])), enrichment.days.rows(day)
+        if parsed != accepted + duplicates:
+            rows.append({"usage_date": str(day), "parsed": parsed, "accepted": accepted, "duplicates": duplicates, "reason": "does not add up"})
+    return rows
+
+
+def unbalanced_tokens(lake: ObjectStore, enrichment: Enrichment, days: Sequence[dt.date]) -> list[Row]:
+    """Held days, and days where the enriched tokens are not exactly the raw ones without those of duplicates."""
+    rows: list[Row] = [
+        {"usage_date": str(day), "tokens_raw": None, "tokens_enriched": None, "reason": f"held: {reason}"}
+        for day, reason in enrichment.held.reasons().items()
+        if day in set(days)
+    ]
+    enriched = _sum_by_day(lake, enrichment.days, "coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)", days)
+    for day in days:
+        footer, etag = enrichment.days.footer(day)
+        if etag and enriched.get(day, 0) != (raw := int(str(footer["tokens"]))):
+            rows.append({"usage_date": str(day), "tokens_raw": raw, "tokens_enriched": enriched.get(day, 0), "reason": "does not add up"})
+    return rows
+
+
+def unbalanced_bill(lake: ObjectStore, enrichment: Enrichment, daily: DailyTables, days: Sequence[dt.date]) -> list[Row]:
+    """Held days, and days whose billed tokens or cost are not exactly the enriched ones."""
+    rows: list[Row] = [
+        {"usage_date": str(day), "tokens_enriched": None, "tokens_billed": None, "cost_enriched": None, "cost_billed": None, "reason": f"held: {reason}"}
+        for day, reason in daily.held.reasons().items()
+        if day in set(days)
+    ]
+    tokens = _sum_by_day(lake, enrichment.days, "coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)", days)
+    billed = _sum_by_day(lake, daily.billing, "quantity", days)
+    cost, billed_cost = (_sum_by_day(lake, table, "cost", days) for table in (enrichment.days, daily.billing))
+    for day in days:
+        made_from = daily.billing.footer(day)[0].get("input")
+        # a day that is enriched anew and not yet billed is stale, not wrong
+        if made_from != enrichment.days.footer(day)[0].get("input"):
+            continue
+        if tokens.get(day, 0) != billed.get(day, 0) or cost.get(day, 0) != billed_cost.get(day, 0):
+            rows.append(
+                {
+                    "usage_date": str(day), "tokens_enriched": tokens.get(day), "tokens_billed": billed.get(day),
+                    "cost_enriched": str(cost.get(day)), "cost_billed": str(billed_cost.get(day)), "reason": "does not add up",
+                }  # fmt: skip
+            )
+    return rows
+
+
+def requests_where(lake: ObjectStore, enrichment: Enrichment, days: Sequence[dt.date], condition: str, columns: Sequence[str]) -> tuple[int, list[Row]]:
+    """How many requests of the days meet a condition over `enriched_usage`, and the first of them with their coordinates."""
+    paths = enrichment.days.paths(list(days))
+    if not paths:
+        return 0, []
+    names = ["usage_date", "request_id", *columns, "blob", "partition_id", "sequence_number", "offset"]
+    with engine.connect(lake.staging()) as db:
+        found = f"FROM {engine.read_parquet(paths)} WHERE {condition}"
+        [(count,)] = db.execute(f"SELECT count(*) {found}").fetchall()
+        shown = db.execute(
+            f'SELECT {", ".join(f"""CAST("{n}" AS VARCHAR)""" for n in names)} {found} ORDER BY usage_date, blob, sequence_number LIMIT {MAX_ROWS}'
+        ).fetchall()
+    return count, [dict(zip(names, row, strict=True)) for row in shown]
+
+
+def quarantined_records(lake: ObjectStore, manifests: Sequence[Manifest], dates: Sequence[dt.date]) -> tuple[int, list[Row]]:
+    """How many records of the capture dates are quarantined, and the first of them with their coordinates."""
+    mine = [manifest for manifest in manifests if manifest.capture_date in set(dates) and manifest.quarantine]
+    if not mine:
+        return 0, []
+    names = ["capture_date", "reason", "blob", "partition_id", "sequence_number", "offset", "bytes"]
+    rows: list[Row] = []
+    with engine.connect(lake.staging()) as db:
+        for manifest in mine:
+            if len(rows) < MAX_ROWS:
+                paths = lake.local_paths([str(manifest.quarantine)])
+                select = f'SELECT reason, blob, partition_id, sequence_number, "offset", bytes FROM {engine.read_parquet(paths)} LIMIT {MAX_ROWS}'
+                rows += [dict(zip(names, (str(manifest.capture_date), *row), strict=True)) for row in db.execute(select).fetchall()]
+    return sum(manifest.quarantined for manifest in mine), rows[:MAX_ROWS]
+
+
+def _sum_by_day(lake: ObjectStore, table: Days, expression: str, days: Sequence[dt.date]) -> dict[dt.date, object]:
+    paths = table.paths(list(days))
+    if not paths:
+        return {}
+    with engine.connect(lake.staging()) as db:
+        select = f"SELECT usage_date, coalesce(sum({expression}), 0) FROM {engine.read_parquet(paths)} GROUP BY 1"
+        return dict(db.execute(select).fetchall())

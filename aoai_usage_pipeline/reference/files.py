@@ -1,0 +1,223 @@
+"""The CSV files: their columns, how each value is read, and every fault of a file with its line and column."""
+
+import csv
+import dataclasses
+import datetime as dt
+import decimal
+import io
+import itertools
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from pathlib import Path
+
+METERS = (
+    "input",
+    "cached_input",
+    "cache_write",
+    "output",
+    "audio_input",
+    "cached_audio_input",
+    "audio_output",
+    "image_input",
+    "cached_image_input",
+    "image_output",
+)
+_MAX_UNIT_TOKENS = 1_000_000
+_MAX_PRICE_PER_TOKEN = 100_000
+_PLACES = 9
+
+
+class ReferenceError(ValueError):  # noqa: A001 - the domain's word; the builtin is never needed here
+    """One or more files cannot be used. The message has a line per fault: file, line, column, what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Spec:
+    """One file: the columns that match an event, the columns it gives, and which of those must not be blank."""
+
+    name: str
+    matches: tuple[str, ...]
+    gives: tuple[str, ...]
+    required: tuple[str, ...] = ()
+    unique: str | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return (*self.matches, *self.gives, "effective_from", "effective_to")
+
+
+PRICE_BOOK = _Spec(
+    "price_book.csv",
+    ("model", "model_version", "deployment_sku", "region", "service_tier", "context_band"),
+    ("price_id", "meter", "unit_price", "unit_tokens", "currency", "meter_id", "source"),
+    ("price_id", "meter", "unit_price", "unit_tokens", "currency"),
+    "price_id",
+)
+DEPLOYMENTS = _Spec(
+    "deployments.csv",
+    ("gateway", "subscription_id", "product", "operation", "deployment", "reported_model"),
+    ("model", "model_version", "deployment_sku", "region"),
+)
+COST_CENTERS = _Spec("cost_centers.csv", ("subscription_id", "product", "application"), ("team", "cost_center", "department"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """One row: text by column, None where unset or (in a matching column) anything matches. `line` is its line in the file."""
+
+    line: int
+    values: dict[str, str | None]
+    effective_from: dt.date | None
+    effective_to: dt.date | None
+
+    def effective_on(self, day: dt.date) -> bool:
+        return (self.effective_from is None or self.effective_from <= day) and (self.effective_to is None or day < self.effective_to)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reference:
+    """The rows of all files, valid as a whole."""
+
+    price_book: tuple[Row, ...]
+    deployments: tuple[Row, ...]
+    cost_centers: tuple[Row, ...]
+
+    def on(self, day: dt.date) -> "Reference":
+        """The rows that are in force on a day."""
+        return Reference(*(tuple(row for row in rows if row.effective_on(day)) for rows in (self.price_book, self.deployments, self.cost_centers)))
+
+    def content(self) -> list[list[dict[str, str | None]]]:
+        """What the rows say, without where they stand in the file."""
+        return [sorted((row.values for row in rows), key=str) for rows in (self.price_book, self.deployments, self.cost_centers)]
+
+
+def load(folder: Path) -> Reference:
+    """Read and validate every file in `folder`; an absent file is empty. Raises `ReferenceError` with all faults of all files."""
+    if not folder.is_dir():
+        raise ReferenceError(f"folder {folder} does not exist (AOAI_REFERENCE_DIR)")
+    faults: list[str] = []
+    rows = [_read(folder / spec.name, spec, faults) for spec in (PRICE_BOOK, DEPLOYMENTS, COST_CENTERS)]
+    if faults:
+        raise ReferenceError("\n".join(faults))
+    return Reference(*rows)
+
+
+def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        return ()
+    except UnicodeDecodeError as error:
+        faults.append(f"{path}: not UTF-8 text (byte {error.start})")
+        return ()
+    reader = csv.reader(io.StringIO(text, newline=""))
+    header = [name.strip() for name in next(reader, [])]
+    before = len(faults)
+    for name in header:
+        if name not in spec.columns or header.count(name) > 1:
+            faults.append(f"{path}: line 1: {'repeated' if name in spec.columns else 'unknown'} column {name!r}; expected {', '.join(spec.columns)}")
+    for name in spec.required:
+        if header and name not in header:
+            faults.append(f"{path}: line 1: column {name!r} is missing")
+    if len(faults) > before:
+        return ()
+    rows: list[Row] = []
+    for fields in reader:
+        if not any(field.strip() for field in fields):
+            continue
+        line = reader.line_num
+        if len(fields) != len(header):
+            faults.append(f"{path}: line {line}: {len(fields)} values for {len(header)} columns")
+            continue
+
+        def fault(column: str, message: str, line: int = line) -> None:
+            faults.append(f"{path}: line {line}, column {column}: {message}")
+
+        rows.append(_row(spec, line, dict(zip(header, (field.strip() for field in fields), strict=True)), fault))
+    if len(faults) == before:
+        faults.extend(f"{path}: {fault}" for fault in _conflicts(spec, rows))
+    return tuple(rows)
+
+
+def _row(spec: _Spec, line: int, given: dict[str, str], fault: Callable[[str, str], None]) -> Row:
+    values: dict[str, str | None] = {name: given.get(name) or None for name in spec.columns[:-2]}
+    for name in spec.matches:
+        if values[name] == "*":
+            values[name] = None
+    for name in spec.required:
+        if values[name] is None:
+            fault(name, "must not be blank")
+    dates = {name: _date(name, given.get(name, ""), fault) for name in ("effective_from", "effective_to")}
+    start, end = dates["effective_from"], dates["effective_to"]
+    if start and end and start >= end:
+        fault("effective_to", f"{end} is not after effective_from {start}")
+    if spec is PRICE_BOOK:
+        _check_price(values, fault)
+    return Row(line, values, start, end)
+
+
+def _check_price(values: dict[str, str | None], fault: Callable[[str, str], None]) -> None:
+    meter, price, unit, currency = values["meter"], values["unit_price"], values["unit_tokens"], values["currency"]
+    if meter and meter not in METERS:
+        fault("meter", f"{meter!r} is not one of {', '.join(METERS)}")
+    if currency and not (len(currency) == 3 and currency.isascii() and currency.isalpha() and currency.isupper()):
+        fault("currency", f"{currency!r} is not an ISO 4217 code such as USD")
+    if values["context_band"] not in (None, "short", "long"):
+        fault("context_band", f"{values['context_band']!r} is neither short nor long")
+    if values["service_tier"]:
+        tier = values["service_tier"].lower()
+        values["service_tier"] = "default" if tier == "standard" else tier
+    tokens = int(unit) if unit and unit.isascii() and unit.isdigit() and len(unit) <= 9 else 0
+    if unit and (not 1 <= tokens <= _MAX_UNIT_TOKENS or str(tokens).strip("0") != "1"):
+        fault("unit_tokens", f"{unit!r} is not a power of ten from 1 to {_MAX_UNIT_TOKENS}")
+        return
+    if price:
+        try:
+            amount = Decimal(price)
+        except decimal.InvalidOperation:
+            fault("unit_price", f"{price!r} is not a decimal number such as 2.50")
+            return
+        if not amount.is_finite() or amount < 0:
+            fault("unit_price", f"{price!r} is not a price: it must not be negative")
+        elif amount != round(amount, _PLACES):
+            fault("unit_price", f"{price!r} has more than {_PLACES} decimal places")
+        elif tokens and amount / tokens >= _MAX_PRICE_PER_TOKEN or amount >= Decimal(10) ** _PLACES:
+            fault("unit_price", f"{price!r} is too large")
+        else:
+            values["unit_price"] = f"{amount:f}"
+
+
+def _date(name: str, text: str, fault: Callable[[str, str], None]) -> dt.date | None:
+    if not text:
+        return None
+    try:
+        return dt.date.fromisoformat(text)
+    except ValueError:
+        fault(name, f"{text!r} is not a date such as 2026-09-01")
+        return None
+
+
+def _conflicts(spec: _Spec, rows: list[Row]) -> Iterator[str]:
+    """Rows that could both be the best match of one event, and repeated ids."""
+    if spec.unique:
+        seen: dict[str | None, int] = {}
+        for row in rows:
+            first = seen.setdefault(row.values[spec.unique], row.line)
+            if first != row.line:
+                yield f"line {row.line}, column {spec.unique}: {row.values[spec.unique]!r} is also in line {first}"
+    groups: dict[tuple[object, int], list[Row]] = {}
+    for row in rows:
+        exact = sum(row.values[name] is not None for name in spec.matches)
+        groups.setdefault((row.values.get("meter"), exact), []).append(row)
+    for group in groups.values():
+        for first, second in itertools.combinations(group, 2):
+            if _overlap(first, second) and all(
+                first.values[name] is None or second.values[name] is None or first.values[name] == second.values[name] for name in spec.matches
+            ):
+                yield f"line {second.line} ties with line {first.line}: both can match the same event in the same period equally well"
+
+
+def _overlap(first: Row, second: Row) -> bool:
+    return (first.effective_to is None or second.effective_from is None or second.effective_from < first.effective_to) and (
+        second.effective_to is None or first.effective_from is None or first.effective_from < second.effective_to
+    )

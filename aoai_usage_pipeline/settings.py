@@ -1,0 +1,48 @@
+"""The settings of one installation, read once from the environment. Nothing else in the package reads environment variables."""
+
+import dataclasses
+import datetime as dt
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+DEFAULT_NAME_FORMAT = "{Namespace}/{EventHub}/{PartitionId}/{Year}/{Month}/{Day}/{Hour}/{Minute}/{Second}"
+EXAMPLE_REFERENCE_DIR = Path(__file__).parent / "reference" / "example"
+
+
+class SettingsError(ValueError):
+    """A setting has a value that cannot be used; the message names the variable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Where things are and when they start. Relative paths are relative to the current folder."""
+
+    capture_url: str = "./data/capture"
+    capture_name_format: str = DEFAULT_NAME_FORMAT
+    lake_url: str = "./data/lake"
+    warehouse_path: str = "./data/aoai_usage.duckdb"
+    reference_dir: str = str(EXAMPLE_REFERENCE_DIR)
+    start_date: dt.date = dt.date(2024, 1, 1)
+    automation: str = "stopped"
+    storage_connection_string: str | None = dataclasses.field(default=None, repr=False)
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ, **overrides: object) -> "Settings":
+        """Settings from `AOAI_*` variables; blank means unset; `overrides` win. Raises `SettingsError`."""
+        values: dict[str, object] = {}
+        for field in dataclasses.fields(cls):
+            name = "AZURE_STORAGE_CONNECTION_STRING" if field.name == "storage_connection_string" else f"AOAI_{field.name.upper()}"
+            text = env.get(name, "").strip()
+            if not text:
+                continue
+            if field.name == "start_date":
+                try:
+                    values[field.name] = dt.date.fromisoformat(text)
+                except ValueError:
+                    raise SettingsError(f"AOAI_START_DATE is {text!r}: expected a date such as 2024-01-01") from None
+            elif field.name == "automation" and text not in ("stopped", "running"):
+                raise SettingsError(f"AOAI_AUTOMATION is {text!r}: expected 'stopped' or 'running'")
+            else:
+                values[field.name] = text
+        return cls(**{**values, **overrides})  # type: ignore[arg-type]

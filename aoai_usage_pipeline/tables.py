@@ -1,0 +1,220 @@
+"""The columns of every table, declared once: they drive writing, checks, the UI's column metadata and the docs.
+
+Types are DuckDB's. Times are UTC without a zone. Money is DECIMAL(38,15), a price is DECIMAL(18,9) per `unit_tokens`.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its DuckDB type and what it means."""
+
+    name: str
+    type: str
+    description: str
+
+
+def _columns(text: str) -> tuple[Column, ...]:
+    columns = []
+    for line in filter(str.strip, text.splitlines()):
+        name, type_, description = line.strip().split(maxsplit=2)
+        columns.append(Column(name, type_, description))
+    return tuple(columns)
+
+
+_ORIGIN = """
+blob              VARCHAR  capture file the record was read from
+partition_id      VARCHAR  partition of the event hub
+sequence_number   BIGINT   the record's sequence number in its partition
+offset            VARCHAR  the record's offset in its partition, opaque
+enqueued_at       TIMESTAMP  when Event Hubs accepted the record
+"""
+_PAYER = """
+gateway           VARCHAR  API Management service that took the call
+subscription_id   VARCHAR  API Management subscription of the caller
+product           VARCHAR  API Management product of the call
+application       VARCHAR  calling application
+"""
+_OWNER = """
+team              VARCHAR  owner of the usage, UNALLOCATED when nobody is known to own it
+cost_center       VARCHAR  cost centre that pays, UNALLOCATED when unknown
+department        VARCHAR  department of the cost centre, UNALLOCATED when unknown
+"""
+_DEPLOYMENT = """
+deployment        VARCHAR  Azure OpenAI deployment, as the gateway named it
+model             VARCHAR  model name, such as gpt-4o
+model_version     VARCHAR  dated model version, such as 2024-11-20
+deployment_sku    VARCHAR  deployment type, such as GlobalStandard
+region            VARCHAR  Azure region or data zone of the deployment
+service_tier      VARCHAR  service tier that answered; default when the event names none
+"""
+_TOKENS = """
+prompt_tokens     BIGINT   input tokens, cached ones included
+cached_tokens     BIGINT   input tokens read from the prompt cache, part of prompt_tokens
+cache_write_tokens BIGINT  input tokens written to the prompt cache, part of prompt_tokens
+completion_tokens BIGINT   output tokens, reasoning included
+reasoning_tokens  BIGINT   reasoning tokens, part of completion_tokens
+total_tokens      BIGINT   total as reported; prompt + completion where no total was reported
+"""
+_AUDIO = """
+audio_prompt_tokens BIGINT   audio input tokens, part of prompt_tokens
+audio_completion_tokens BIGINT audio output tokens, part of completion_tokens
+"""
+_COST = """
+cost              DECIMAL(38,15)  exact cost; NULL where nothing is priced
+currency          VARCHAR  ISO 4217 code of cost
+pricing_status    VARCHAR  priced, fallback (cached input at the input price), unpriced or no_usage
+"""
+
+RAW_EVENTS = _columns(
+    _ORIGIN
+    + """
+namespace         VARCHAR  Event Hubs namespace, from the blob's name
+event_hub         VARCHAR  event hub, from the blob's name
+bytes             BIGINT   size of the record's body
+contract          VARCHAR  event contract that reads the body
+reason            VARCHAR  why the record is quarantined; NULL when it was parsed
+usage_date        DATE     UTC day of the request
+event_time        TIMESTAMP  when the request was made
+time_source       VARCHAR  event, or enqueued where the event's own time was missing or impossible
+request_id        VARCHAR  identity of the request
+"""
+    + _PAYER
+    + """
+operation         VARCHAR  API operation
+deployment        VARCHAR  deployment the gateway named
+reported_model    VARCHAR  model the response named
+service_tier      VARCHAR  service tier the response named
+"""
+    + _TOKENS
+    + _AUDIO
+)
+
+ENRICHED_USAGE = _columns(
+    """
+usage_date        DATE     UTC day of the request
+request_id        VARCHAR  identity of the request
+event_time        TIMESTAMP  when the request was made
+time_source       VARCHAR  event, or enqueued where the event's own time was missing or impossible
+contract          VARCHAR  event contract the record came in
+"""
+    + _PAYER
+    + _OWNER
+    + """
+operation         VARCHAR  API operation
+reported_model    VARCHAR  model the response named
+"""
+    + _DEPLOYMENT
+    + """
+context_band      VARCHAR  long above 272,000 prompt tokens, otherwise short
+"""
+    + _TOKENS
+    + _AUDIO
+    + """
+usage_source      VARCHAR  reported; NULL when the event carries no token counts
+"""
+    + _COST
+    + """
+copies            BIGINT   records that carried this request, on any day
+conflict          BOOLEAN  whether its copies disagree on the usage
+"""
+    + _ORIGIN
+)
+
+DAILY_USAGE = _columns(
+    "usage_date        DATE     UTC day of the requests"
+    + _PAYER
+    + _OWNER
+    + _DEPLOYMENT
+    + "requests          BIGINT   number of requests"
+    + _TOKENS
+    + _COST
+)
+
+DAILY_BILLING = _columns(
+    """
+usage_date        DATE     UTC day of the requests
+billing_period    VARCHAR  month the line is billed in, YYYY-MM
+"""
+    + _PAYER
+    + _OWNER
+    + _DEPLOYMENT
+    + """
+meter             VARCHAR  what is counted; the meters of a day are disjoint
+quantity          BIGINT   tokens on this meter
+unit_price        DECIMAL(18,9)  price per unit_tokens
+unit_tokens       BIGINT   number of tokens the unit price is for
+price_id          VARCHAR  row of the price book
+"""
+    + _COST
+    + """
+usage_source      VARCHAR  reported or estimated
+charge_class      VARCHAR  Correction for lines that correct a closed month, otherwise NULL
+correction_of     VARCHAR  usage month a correction belongs to
+"""
+)
+
+QUARANTINE = _columns(
+    "reason            VARCHAR  why the record cannot be billed"
+    + _ORIGIN
+    + """
+bytes             BIGINT   size of the record's body
+contract          VARCHAR  event contract that was recognised, if any
+"""
+)
+
+CAPTURE_FILES = _columns(
+    """
+blob              VARCHAR  name of the capture file
+etag              VARCHAR  version of the file that was read
+bytes             BIGINT   size of the file
+records           BIGINT   records in the file
+first_sequence_number BIGINT lowest sequence number in the file
+last_sequence_number BIGINT highest sequence number in the file
+parsed            BIGINT   records that became raw events
+quarantined       BIGINT   records that were set aside
+status            VARCHAR  read, empty or unreadable
+reason            VARCHAR  why the file is unreadable
+"""
+)
+
+DAILY_QUALITY = _columns(
+    """
+usage_date        DATE     UTC day of the requests
+parsed            BIGINT   raw events of the day
+accepted          BIGINT   requests that count on the day
+duplicates        BIGINT   raw events that are copies of a request counted elsewhere
+conflicts         BIGINT   requests whose copies disagree on the usage
+no_usage          BIGINT   requests without token counts
+unpriced          BIGINT   requests with usage that has no price
+unallocated       BIGINT   requests without an owner
+estimated         BIGINT   requests with estimated token counts
+coverage          DECIMAL(9,6)  share of requests with reported token counts; NULL on a day without requests
+"""
+)
+
+PUBLISHED = {
+    "daily_usage": DAILY_USAGE,
+    "daily_billing": DAILY_BILLING,
+    "enriched_usage": ENRICHED_USAGE,
+    "quarantine": QUARANTINE,
+    "capture_files": CAPTURE_FILES,
+    "daily_quality": DAILY_QUALITY,
+}
+
+
+def names(columns: tuple[Column, ...]) -> list[str]:
+    """The columns' names, in order."""
+    return [column.name for column in columns]
+
+
+def select_list(columns: tuple[Column, ...], source: str = "") -> str:
+    """`CAST(x AS type) AS x, …` for a SELECT that must give exactly these columns."""
+    prefix = f"{source}." if source else ""
+    return ", ".join(f'CAST({prefix}"{c.name}" AS {c.type}) AS "{c.name}"' for c in columns)
+
+
+def empty_select(columns: tuple[Column, ...]) -> str:
+    """A SELECT of no rows with exactly these columns."""
+    return "SELECT " + ", ".join(f'CAST(NULL AS {c.type}) AS "{c.name}"' for c in columns) + " WHERE false"

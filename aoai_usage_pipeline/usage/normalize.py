@@ -1,0 +1,196 @@
+"""From a decoded capture record to a raw event, as one SQL statement made from the contracts.
+
+The statement runs over a stream of columns and looks at every body once per contract whose marker it contains. Every count is taken as
+text and only then as a number, so that nothing becomes NULL or zero by a failed conversion.
+"""
+
+import datetime as dt
+import re
+
+from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.lake.engine import literal
+from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS, TEXT_COLUMNS, Contract, contracts
+
+TRUNCATED_BYTES = 190_000
+"""API Management cuts an event at 200 KB; a body that is not JSON and at least this long was cut."""
+
+FILE_COLUMNS = ("blob", "namespace", "event_hub", "partition_id")
+"""Columns of a raw event that its file gives."""
+
+_MAX_TOKENS = 1_000_000_000_000
+_USAGE_SHAPE = """{"prompt_tokens":"VARCHAR","input_tokens":"VARCHAR","completion_tokens":"VARCHAR","output_tokens":"VARCHAR",
+"total_tokens":"VARCHAR","prompt_tokens_details":"VARCHAR","input_tokens_details":"VARCHAR","completion_tokens_details":"VARCHAR",
+"output_tokens_details":"VARCHAR"}"""
+_DETAILS_SHAPE = '{"cached_tokens":"VARCHAR","cache_write_tokens":"VARCHAR","audio_tokens":"VARCHAR","reasoning_tokens":"VARCHAR"}'
+_USAGE_COUNTS = {
+    "prompt_tokens": "coalesce(u.prompt_tokens, u.input_tokens)",
+    "completion_tokens": "coalesce(u.completion_tokens, u.output_tokens)",
+    "total_tokens": "u.total_tokens",
+    "cached_tokens": "i.cached_tokens",
+    "cache_write_tokens": "i.cache_write_tokens",
+    "audio_prompt_tokens": "i.audio_tokens",
+    "audio_completion_tokens": "o.audio_tokens",
+    "reasoning_tokens": "o.reasoning_tokens",
+}
+
+MACROS = """
+CREATE OR REPLACE TEMP MACRO utc(t) AS TRY_CAST(t AS TIMESTAMPTZ) AT TIME ZONE 'UTC';
+-- a time as .NET writes it in some culture, month first or day first
+CREATE OR REPLACE TEMP MACRO month_first(t) AS try_strptime(t, ['%m/%d/%Y %I:%M:%S %p', '%m/%d/%Y %H:%M:%S', '%m/%d/%Y %I:%M %p', '%m/%d/%Y %H:%M']);
+CREATE OR REPLACE TEMP MACRO day_first(t) AS try_strptime(t, ['%d/%m/%Y %I:%M:%S %p', '%d/%m/%Y %H:%M:%S', '%d/%m/%Y %I:%M %p', '%d/%m/%Y %H:%M',
+    '%d.%m.%Y %H:%M:%S', '%d-%m-%Y %H:%M:%S', '%d.%m.%Y %H:%M', '%d-%m-%Y %H:%M']);
+CREATE OR REPLACE TEMP MACRO plain_spaces(t) AS trim(replace(replace(t, chr(8239), ' '), chr(160), ' '));
+-- -1 for what is not a count
+CREATE OR REPLACE TEMP MACRO token_count(t) AS CASE
+    WHEN t IS NULL OR t IN ('', 'null') THEN NULL
+    WHEN regexp_full_match(t, '\\s*[0-9]{1,18}(\\.0+)?\\s*') THEN CAST(split_part(trim(t), '.', 1) AS BIGINT)
+    ELSE -1 END;
+CREATE OR REPLACE TEMP MACRO leading_text(body, stop, key) AS
+    nullif(regexp_extract(split_part(body, '"' || stop || '"', 1), '"' || key || '"\\s*:\\s*"([^"\\\\]*)"', 1), '');
+"""
+
+
+def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> str:
+    """A SELECT giving `file` and what of `RAW_EVENTS` does not follow from the file, one row per row of `source`.
+
+    `source` has file, partition (its full name), window_start, sequence_number, offset, enqueued_text, body (text, NULL for a null body),
+    valid (whether the body was UTF-8) and bytes. `MACROS` must have been run. A usage date must lie between `start_date` and the day after
+    `today`.
+    """
+    known = contracts()
+    columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
+    parsed = ",\n    ".join(
+        f"CASE WHEN contains(body, {literal(c.marker)}) THEN TRY(json_transform(body, {literal(c.shape_json)})) END AS e_{c.name}" for c in known
+    )
+    contract = " ".join(f"WHEN e_{c.name} IS NOT NULL AND ({_over(c, c.matches)}) THEN {literal(c.name)}" for c in known)
+    cut = " ".join(f"WHEN contains(body, {literal(c.marker)}) THEN {literal(c.name)}" for c in known if c.truncated) or "WHEN false THEN NULL"
+    text = ",\n    ".join(f"{_text(known, column)} AS {column}" for column in TEXT_COLUMNS)
+    usage = _by_contract({c.name: _over(c, c.usage) for c in known if c.usage})
+    reported = ",\n    ".join(
+        f"{_by_contract({c.name: _over(c, c.counts[column]) for c in known if column in c.counts}) or 'NULL'} AS r_{column}" for column in COUNT_COLUMNS
+    )
+    counts = ",\n    ".join(f"token_count(coalesce(r_{column}, {_USAGE_COUNTS[column]})) AS {column}" for column in COUNT_COLUMNS)
+    placeholder = f"coalesce({_by_contract({c.name: _over(c, c.placeholder) for c in known})}, false)"
+    bad_count = " ".join(
+        f"WHEN {c} NOT BETWEEN 0 AND {_MAX_TOKENS} THEN 'invalid_count: {c} is not a number of tokens'" for c in COUNT_COLUMNS
+    )
+    return f"""
+WITH parsed AS (
+    SELECT *,
+    coalesce(month_first(plain_spaces(enqueued_text)), utc(enqueued_text), window_start) AS enqueued_at,
+    {parsed}
+    FROM {source}
+), recognised AS (
+    SELECT *, CASE {contract} END AS whole_contract FROM parsed
+), cut AS (
+    SELECT *, CASE WHEN whole_contract IS NULL THEN CASE WHEN bytes >= {TRUNCATED_BYTES} THEN CASE WHEN NOT json_valid(body) THEN CASE {cut} END END END END
+        AS cut_contract
+    FROM recognised
+), fields AS (
+    SELECT * EXCLUDE ({", ".join(f"e_{c.name}" for c in known)}), contract: coalesce(whole_contract, cut_contract),
+    {text},
+    {usage or "NULL"} AS usage_text,
+    {placeholder} AS placeholder,
+    {reported}
+    FROM cut
+), usage AS (
+    SELECT *, CASE WHEN usage_text LIKE '{{%' THEN TRY(json_transform(usage_text, {literal(_USAGE_SHAPE)})) END AS u
+    FROM fields
+), details AS (
+    SELECT *,
+    coalesce(u.prompt_tokens_details, u.input_tokens_details) AS input_text,
+    coalesce(u.completion_tokens_details, u.output_tokens_details) AS output_text
+    FROM usage
+), opened AS (
+    SELECT *,
+    CASE WHEN input_text LIKE '{{%' THEN TRY(json_transform(input_text, {literal(_DETAILS_SHAPE)})) END AS i,
+    CASE WHEN output_text LIKE '{{%' THEN TRY(json_transform(output_text, {literal(_DETAILS_SHAPE)})) END AS o
+    FROM details
+), counted AS (
+    SELECT * EXCLUDE (event_time), plain_spaces(event_time) AS time_text,
+    {counts}
+    FROM opened
+), timed AS (
+    SELECT *, CASE WHEN substr(time_text, 5, 1) = '-' THEN utc(time_text) ELSE month_first(time_text) END AS first_reading
+    FROM counted
+), timed_again AS (
+    -- where the first reading does not fit the hub's clock, the day may come first; where neither does, the first one is taken
+    SELECT *, CASE WHEN first_reading BETWEEN enqueued_at - INTERVAL 1 HOUR AND enqueued_at + INTERVAL 1 DAY THEN NULL
+        WHEN substr(time_text, 5, 1) = '-' THEN NULL ELSE day_first(time_text) END AS second_reading
+    FROM timed
+), own AS (
+    SELECT *, CASE
+        WHEN second_reading BETWEEN greatest(enqueued_at - INTERVAL 1 HOUR, TIMESTAMP '{start_date}') AND enqueued_at + INTERVAL 1 DAY THEN second_reading
+        WHEN first_reading BETWEEN TIMESTAMP '{start_date}' AND enqueued_at + INTERVAL 1 DAY THEN first_reading
+        WHEN second_reading BETWEEN TIMESTAMP '{start_date}' AND enqueued_at + INTERVAL 1 DAY THEN second_reading
+        END AS own_time
+    FROM timed_again
+), completed AS (
+    SELECT * REPLACE (
+        CASE WHEN placeholder THEN NULL ELSE coalesce(prompt_tokens, total_tokens - completion_tokens) END AS prompt_tokens,
+        CASE WHEN placeholder THEN NULL ELSE coalesce(completion_tokens, total_tokens - prompt_tokens) END AS completion_tokens,
+        CASE WHEN placeholder THEN NULL ELSE coalesce(total_tokens, prompt_tokens + completion_tokens, prompt_tokens, completion_tokens) END AS total_tokens
+    ),
+    CASE {bad_count} END AS bad_count,
+    coalesce(own_time, enqueued_at) AS resolved_time,
+    CASE WHEN own_time IS NULL THEN 'enqueued' ELSE 'event' END AS time_source
+    FROM own
+), judged AS (
+    SELECT *, CASE
+        WHEN NOT valid THEN 'not_utf8: the body is not UTF-8 text'
+        WHEN body IS NULL THEN 'null_body: the record has no body'
+        WHEN contract IS NULL THEN CASE
+            WHEN trim(body) = '' THEN 'empty_body: the body is blank'
+            WHEN NOT json_valid(body) THEN 'invalid_json: the body is not JSON'
+            WHEN json_type(body) <> 'OBJECT' THEN 'unknown_contract: the body is not a JSON object'
+            ELSE 'unknown_contract: top-level fields ' || left(array_to_string(list_sort(json_keys(body)), ', '), 200) END
+        WHEN cut_contract IS NOT NULL AND (request_id IS NULL OR time_text IS NULL) THEN 'truncated: request id and time were cut off'
+        WHEN bad_count IS NOT NULL THEN bad_count
+        WHEN usage_text IS NOT NULL AND usage_text <> 'null' AND u IS NULL THEN 'invalid_usage: the usage is not an object'
+        WHEN (input_text IS NOT NULL AND i IS NULL) OR (output_text IS NOT NULL AND o IS NULL) THEN 'invalid_usage: token details are not an object'
+        WHEN prompt_tokens IS NULL AND completion_tokens IS NULL AND total_tokens IS NOT NULL
+            THEN 'invalid_usage: a total without prompt or completion tokens'
+        WHEN prompt_tokens < 0 OR completion_tokens < 0 THEN 'conflict: total_tokens is less than one of its parts'
+        WHEN coalesce(cached_tokens, 0) + coalesce(cache_write_tokens, 0) + coalesce(audio_prompt_tokens, 0) > coalesce(prompt_tokens, 0)
+            THEN 'conflict: cached, cache-write and audio tokens exceed prompt_tokens'
+        WHEN coalesce(audio_completion_tokens, 0) > coalesce(completion_tokens, 0) OR coalesce(reasoning_tokens, 0) > coalesce(completion_tokens, 0)
+            THEN 'conflict: reasoning or audio tokens exceed completion_tokens'
+        WHEN resolved_time < TIMESTAMP '{start_date}' OR resolved_time >= TIMESTAMP '{today + dt.timedelta(2)}'
+            THEN 'out_of_range: neither event time nor enqueued time lies between the start date and tomorrow'
+        END AS reason
+    FROM completed
+)
+SELECT file, {tables.select_list(columns)}
+FROM (
+    SELECT * REPLACE (
+        coalesce(nullif(trim(request_id), ''), partition || '/' || sequence_number) AS request_id,
+        CASE lower(service_tier) WHEN 'standard' THEN 'default' ELSE coalesce(nullif(lower(service_tier), ''), 'default') END AS service_tier
+    ),
+    CASE WHEN reason IS NULL THEN CAST(resolved_time AS DATE) END AS usage_date,
+    CASE WHEN reason IS NULL THEN resolved_time END AS event_time
+    FROM judged
+)
+"""
+
+
+def _over(contract: Contract, expression: str | None) -> str:
+    return re.sub(r"\be\.", f"e_{contract.name}.", expression or "NULL")
+
+
+def _by_contract(expressions: dict[str, str]) -> str:
+    if not expressions:
+        return ""
+    return "CASE contract " + " ".join(f"WHEN {literal(name)} THEN {sql}" for name, sql in expressions.items()) + " END"
+
+
+def _text(known: tuple[Contract, ...], column: str) -> str:
+    whole = _by_contract({c.name: _over(c, c.fields[column]) for c in known if column in c.fields})
+    cut = " ".join(
+        f"WHEN {literal(c.name)} THEN leading_text(body, {literal(c.truncated_at)}, {literal(c.truncated[column])})"
+        for c in known
+        if column in c.truncated
+    )
+    if not whole:
+        return "CAST(NULL AS VARCHAR)"
+    return f"coalesce({whole}, CASE cut_contract {cut} END)" if cut else whole
+
