@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 unless a day was held, a run failed or the input cannot be used."""
-    from aoai_usage_pipeline.reference import ReferenceError
+    from aoai_usage_pipeline.reference import ReferenceDataError
     from aoai_usage_pipeline.storage import StorageError
 
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments, Settings.from_env())
-    except (SettingsError, ReferenceError, StorageError, ValueError) as error:
+    except (SettingsError, ReferenceDataError, StorageError, ValueError) as error:
         print(f"aoai-usage: {error}", file=sys.stderr)  # noqa: T201
         return 2
 
@@ -136,7 +136,8 @@ def _console() -> "Console":
     from rich.console import Console
 
     warnings.filterwarnings("ignore", module="dagster")
-    return Console(highlight=False)
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
 
 
 @contextlib.contextmanager
@@ -154,31 +155,10 @@ def _progress(console: "Console", title: str) -> Iterator[Any]:
 
 def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt.date) -> None:
     import duckdb
-    from rich.table import Table
 
     with duckdb.connect(settings.warehouse_path, read_only=True) as db:
         days = [first, last]
-        lines = db.execute(
-            """SELECT cost_center, team, sum(requests), sum(prompt_tokens), sum(completion_tokens), sum(cost), currency
-            FROM daily_usage WHERE usage_date BETWEEN ? AND ? GROUP BY ALL ORDER BY sum(cost) DESC NULLS LAST, cost_center, team""",
-            days,
-        ).fetchall()
-        table = Table(title=f"Bill {first} to {last}", title_justify="left")
-        for name in ("Cost centre", "Team"):
-            table.add_column(name)
-        for name in ("Requests", "Prompt tokens", "Completion tokens", "Cost", ""):
-            table.add_column(name, justify="right")
-        for cost_center, team, *counts, cost, currency in lines:
-            table.add_row(cost_center, team, *(f"{n:,}" for n in counts), _money(cost), currency or "no price")
-        totals: dict[str | None, list[Any]] = {}
-        for _, _, *counts, cost, currency in lines:
-            total = totals.setdefault(currency, [0, 0, 0, Decimal(0)])
-            for i, value in enumerate((*counts, cost or 0)):
-                total[i] += value
-        table.add_section()
-        for currency, (*counts, cost) in totals.items():
-            table.add_row("Total", "", *(f"{n:,}" for n in counts), _money(cost if currency else None), currency or "no price")
-        console.print(table)
+        console.print(_bill_table(db, first, last))
         quality = db.execute(
             """SELECT coalesce(sum(parsed), 0), coalesce(sum(accepted), 0), coalesce(sum(duplicates), 0), coalesce(sum(conflicts), 0),
             coalesce(sum(no_usage), 0), coalesce(sum(unpriced), 0), coalesce(sum(unallocated), 0)
@@ -186,7 +166,9 @@ def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt
             days,
         ).fetchall()[0]
         console.print(
-            "{:,} events: {:,} requests, {:,} duplicates, {:,} conflicts, {:,} without usage, {:,} without a price, {:,} without an owner".format(*quality),
+            "{:,} events: {:,} requests, {:,} duplicates, {:,} conflicts, {:,} without usage, {:,} without a price, {:,} without an owner".format(
+                *quality
+            ),
             soft_wrap=True,
         )
         for reason, count, blob, number in db.execute(
@@ -199,10 +181,36 @@ def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt
     console.print(f"Published to {settings.warehouse_path}", soft_wrap=True)
 
 
-def _money(cost: Decimal | None) -> str:
+def _bill_table(db: Any, first: dt.date, last: dt.date) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"Bill {first} to {last}", title_justify="left")
+    table.add_column("Cost centre")
+    table.add_column("Team")
+    for name in ("Requests", "Prompt tokens", "Completion tokens", "Cost"):
+        table.add_column(name, justify="right", no_wrap=True)
+    total = ("Total", "")
+    counts: dict[tuple[str, str], list[int]] = {}
+    costs: dict[tuple[str, str], dict[str, Decimal]] = {}
+    for cost_center, team, currency, cost, *numbers in db.execute(
+        """SELECT cost_center, team, currency, sum(cost), sum(requests), sum(prompt_tokens), sum(completion_tokens)
+        FROM daily_usage WHERE usage_date BETWEEN ? AND ? GROUP BY ALL ORDER BY sum(cost) DESC NULLS LAST, cost_center, team""",
+        [first, last],
+    ).fetchall():
+        for row in ((cost_center, team), total):
+            counts[row] = [a + b for a, b in zip(counts.get(row, [0, 0, 0]), numbers, strict=True)]
+            if cost is not None:
+                costs.setdefault(row, {})[currency] = costs.get(row, {}).get(currency, Decimal(0)) + cost
+    for row in [*(row for row in counts if row != total), total]:
+        if row == total:
+            table.add_section()
+        money = "\n".join(f"{_money(cost)} {currency}" for currency, cost in sorted(costs.get(row, {}).items()))
+        table.add_row(*row, *(f"{n:,}" for n in counts.get(row, [0, 0, 0])), money or "-")
+    return table
+
+
+def _money(cost: Decimal) -> str:
     """All the digits there are: rounding is the statement's business."""
-    if cost is None:
-        return "-"
     text = f"{cost.normalize():,f}"
     whole, _, fraction = text.partition(".")
     return f"{whole}.{fraction.ljust(2, '0')}"

@@ -55,7 +55,7 @@ class Pipeline:
         return Manifests(self.lake)
 
     def reference(self) -> "Reference":
-        """The reference data as the files say now. Raises `ReferenceError`."""
+        """The reference data as the files say now. Raises `ReferenceDataError`."""
         from aoai_usage_pipeline.reference import load
 
         return load(Path(self.settings.reference_dir))
@@ -128,5 +128,7 @@ class Pipeline:
             listed.setdefault(file.capture_date, []).append(file)
         changed = {date: ingest.changed(files, self.manifests.get(date)[0]) for date, files in sorted(listed.items())}
         return {
-            date: digest(sorted((f.object.name, f.object.etag) for files in hours.values() for f in files)) for date, hours in changed.items() if hours
+            date: digest(sorted((f.object.name, f.object.etag) for files in hours.values() for f in files))
+            for date, hours in changed.items()
+            if hours
         }

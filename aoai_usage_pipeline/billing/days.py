@@ -196,9 +196,7 @@ class Enrichment(_Stage):
             db.execute("INSERT INTO moved SELECT CAST(d AS DATE), r, CAST(c AS DATE), n, x FROM rows")
         match.load_reference(db, self._reference)
         accepted = engine.sql_file("billing", "accepted.sql")
-        db.execute(
-            accepted.format(canonical_order=CANONICAL_ORDER, usage_values=USAGE_VALUES, long_context_tokens=match.LONG_CONTEXT_TOKENS)
-        )
+        db.execute(accepted.format(canonical_order=CANONICAL_ORDER, usage_values=USAGE_VALUES, long_context_tokens=match.LONG_CONTEXT_TOKENS))
         db.execute(engine.sql_file("billing", "enriched_usage.sql").format(**_meter_sql()))
         return self._unbalanced(db, segments)
 
@@ -331,7 +329,8 @@ def _meter_sql() -> dict[str, object]:
         "match_owners": match.match_owners("combination"),
         "match_prices": match.match_prices("described"),
         "rate_columns": ", ".join(
-            f"any_value(struct_pack(token_price := r.token_price, currency := r.currency, status := r.pricing_status)) FILTER (r.meter = '{m}') AS m_{m}"
+            f"any_value(struct_pack(token_price := r.token_price, currency := r.currency, status := r.pricing_status)) "
+            f"FILTER (r.meter = '{m}') AS m_{m}"
             for m in meters
         ),
         "quantity_columns": ", ".join(f"{sql} AS q_{m}" for m, sql in match.METER_QUANTITIES.items()),

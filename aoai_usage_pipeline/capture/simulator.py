@@ -58,7 +58,14 @@ class _Hub:
 
 
 def simulate(
-    store: ObjectStore, names: NameFormat, first: dt.date, last: dt.date, *, requests_per_day: int, seed: int, progress: Callable[[int, int, str], None]
+    store: ObjectStore,
+    names: NameFormat,
+    first: dt.date,
+    last: dt.date,
+    *,
+    requests_per_day: int,
+    seed: int,
+    progress: Callable[[int, int, str], None],
 ) -> tuple[int, int]:
     """Write capture files for requests of the days `first` to `last`; returns (files, files written now). Files that are there already stay."""
     hub, days = _Hub(first), (last - first).days + 1
@@ -137,7 +144,9 @@ def _seed_event(at: dt.datetime, rng: random.Random) -> bytes:
         "RequestIp": f"203.0.113.{rng.randrange(1, 255)}",
         "OperationName": _EMBEDDINGS if embedding else _CHAT,
         "Prompt": None if embedding else [{"role": "user", "content": "(simulated)"}],
-        "Response": None if failed or embedding else [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "(simulated)"}}],
+        "Response": None
+        if failed or embedding
+        else [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "(simulated)"}}],
         "Tokens": None if failed else tokens,
     }
     return json.dumps(event, indent=2).encode()

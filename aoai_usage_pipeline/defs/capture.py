@@ -184,9 +184,7 @@ def _in_flight(instance: dg.DagsterInstance, job: str) -> set[dt.date]:
     return days
 
 
-def _due(
-    wanted: Mapping[dt.date, str], asked: dict[str, tuple[str, int]], running: set[dt.date]
-) -> tuple[list[dt.date], list[dt.date]]:
+def _due(wanted: Mapping[dt.date, str], asked: dict[str, tuple[str, int]], running: set[dt.date]) -> tuple[list[dt.date], list[dt.date]]:
     """The days to ask for now, and those that were asked for often enough. Forgets days that need nothing any more."""
     for day in list(asked):
         if wanted.get(dt.date.fromisoformat(day)) != asked[day][0]:

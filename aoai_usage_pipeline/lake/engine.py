@@ -49,10 +49,5 @@ def digest(*parts: object) -> str:
 
 def code_digest(*rooms: str) -> str:
     """A hash of the source of whole rooms, so that a change of the code is noticed without anyone counting versions."""
-    files = sorted(
-        path
-        for room in rooms
-        for path in (Path(__file__).parent.parent / room).rglob("*")
-        if path.suffix in (".py", ".sql")
-    )
+    files = sorted(path for room in rooms for path in (Path(__file__).parent.parent / room).rglob("*") if path.suffix in (".py", ".sql"))
     return digest([(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in files])

@@ -20,9 +20,7 @@ def unbalanced_files(manifests: Iterable[Manifest], dates: Sequence[dt.date]) ->
 def unreadable_files(manifests: Iterable[Manifest], dates: Sequence[dt.date]) -> list[Row]:
     """Files that contribute nothing until they are replaced."""
     return [
-        {"capture_date": str(date), "blob": f.blob, "bytes": f.bytes, "reason": f.reason}
-        for date, f in _files(manifests, dates)
-        if not f.readable
+        {"capture_date": str(date), "blob": f.blob, "bytes": f.bytes, "reason": f.reason} for date, f in _files(manifests, dates) if not f.readable
     ]
 
 
@@ -39,9 +37,13 @@ def overlaps(manifests: Sequence[Manifest], dates: Sequence[dt.date]) -> list[Ro
     """Sequence numbers of a partition that more than one file holds, shown with the later file."""
     return [
         {
-            "capture_date": str(date), "hub": f.hub, "partition_id": f.partition_id,
-            "repeated_from": first, "repeated_to": min(expected - 1, f.last_sequence_number or first), "blob": f.blob,
-        }  # fmt: skip
+            "capture_date": str(date),
+            "hub": f.hub,
+            "partition_id": f.partition_id,
+            "repeated_from": first,
+            "repeated_to": min(expected - 1, f.last_sequence_number or first),
+            "blob": f.blob,
+        }
         for date, f, expected, first in _joints(manifests, dates)
         if first < expected
     ]

@@ -50,7 +50,14 @@ def unbalanced_tokens(lake: ObjectStore, enrichment: Enrichment, days: Sequence[
 def unbalanced_bill(lake: ObjectStore, enrichment: Enrichment, daily: DailyTables, days: Sequence[dt.date]) -> list[Row]:
     """Held days, and days whose billed tokens or cost are not exactly the enriched ones."""
     rows: list[Row] = [
-        {"usage_date": str(day), "tokens_enriched": None, "tokens_billed": None, "cost_enriched": None, "cost_billed": None, "reason": f"held: {reason}"}
+        {
+            "usage_date": str(day),
+            "tokens_enriched": None,
+            "tokens_billed": None,
+            "cost_enriched": None,
+            "cost_billed": None,
+            "reason": f"held: {reason}",
+        }
         for day, reason in daily.held.reasons().items()
         if day in set(days)
     ]
@@ -65,14 +72,20 @@ def unbalanced_bill(lake: ObjectStore, enrichment: Enrichment, daily: DailyTable
         if tokens.get(day, 0) != billed.get(day, 0) or cost.get(day, 0) != billed_cost.get(day, 0):
             rows.append(
                 {
-                    "usage_date": str(day), "tokens_enriched": tokens.get(day), "tokens_billed": billed.get(day),
-                    "cost_enriched": str(cost.get(day)), "cost_billed": str(billed_cost.get(day)), "reason": "does not add up",
-                }  # fmt: skip
+                    "usage_date": str(day),
+                    "tokens_enriched": tokens.get(day),
+                    "tokens_billed": billed.get(day),
+                    "cost_enriched": str(cost.get(day)),
+                    "cost_billed": str(billed_cost.get(day)),
+                    "reason": "does not add up",
+                }
             )
     return rows
 
 
-def requests_where(lake: ObjectStore, enrichment: Enrichment, days: Sequence[dt.date], condition: str, columns: Sequence[str]) -> tuple[int, list[Row]]:
+def requests_where(
+    lake: ObjectStore, enrichment: Enrichment, days: Sequence[dt.date], condition: str, columns: Sequence[str]
+) -> tuple[int, list[Row]]:
     """How many requests of the days meet a condition over `enriched_usage`, and the first of them with their coordinates."""
     paths = enrichment.days.paths(list(days))
     if not paths:

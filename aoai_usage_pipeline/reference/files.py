@@ -27,7 +27,7 @@ _MAX_PRICE_PER_TOKEN = 100_000
 _PLACES = 9
 
 
-class ReferenceError(ValueError):  # noqa: A001 - the domain's word; the builtin is never needed here
+class ReferenceDataError(ValueError):
     """One or more files cannot be used. The message has a line per fault: file, line, column, what is wrong."""
 
 
@@ -92,13 +92,13 @@ class Reference:
 
 
 def load(folder: Path) -> Reference:
-    """Read and validate every file in `folder`; an absent file is empty. Raises `ReferenceError` with all faults of all files."""
+    """Read and validate every file in `folder`; an absent file is empty. Raises `ReferenceDataError` with all faults of all files."""
     if not folder.is_dir():
-        raise ReferenceError(f"folder {folder} does not exist (AOAI_REFERENCE_DIR)")
+        raise ReferenceDataError(f"folder {folder} does not exist (AOAI_REFERENCE_DIR)")
     faults: list[str] = []
     rows = [_read(folder / spec.name, spec, faults) for spec in (PRICE_BOOK, DEPLOYMENTS, COST_CENTERS)]
     if faults:
-        raise ReferenceError("\n".join(faults))
+        raise ReferenceDataError("\n".join(faults))
     return Reference(*rows)
 
 
@@ -181,7 +181,7 @@ def _check_price(values: dict[str, str | None], fault: Callable[[str, str], None
             fault("unit_price", f"{price!r} is not a price: it must not be negative")
         elif amount != round(amount, _PLACES):
             fault("unit_price", f"{price!r} has more than {_PLACES} decimal places")
-        elif tokens and amount / tokens >= _MAX_PRICE_PER_TOKEN or amount >= Decimal(10) ** _PLACES:
+        elif (tokens and amount / tokens >= _MAX_PRICE_PER_TOKEN) or amount >= Decimal(10) ** _PLACES:
             fault("unit_price", f"{price!r} is too large")
         else:
             values["unit_price"] = f"{amount:f}"

@@ -43,7 +43,11 @@ class RequestDates:
             indexes = sorted(manifest.requests for manifest in manifests if manifest.requests)
             if stored["covers"] != engine.digest(indexes):
                 suspects = [name for name in indexes if name not in set(stored["indexes"])]
-                stored = {"covers": engine.digest(indexes), "indexes": indexes, "requests": self._find(manifests, indexes, suspects, stored["requests"])}
+                stored = {
+                    "covers": engine.digest(indexes),
+                    "indexes": indexes,
+                    "requests": self._find(manifests, indexes, suspects, stored["requests"]),
+                }
                 try:
                     self._lake.write(_NAME, json.dumps(stored).encode(), replacing=etag)
                 except Changed:

@@ -67,13 +67,13 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> st
     text = ",\n    ".join(f"{_text(known, column)} AS {column}" for column in TEXT_COLUMNS)
     usage = _by_contract({c.name: _over(c, c.usage) for c in known if c.usage})
     reported = ",\n    ".join(
-        f"{_by_contract({c.name: _over(c, c.counts[column]) for c in known if column in c.counts}) or 'NULL'} AS r_{column}" for column in COUNT_COLUMNS
+        f"{_by_contract({c.name: _over(c, c.counts[column]) for c in known if column in c.counts}) or 'NULL'} AS r_{column}"
+        for column in COUNT_COLUMNS
     )
     counts = ",\n    ".join(f"token_count(coalesce(r_{column}, {_USAGE_COUNTS[column]})) AS {column}" for column in COUNT_COLUMNS)
     placeholder = f"coalesce({_by_contract({c.name: _over(c, c.placeholder) for c in known})}, false)"
-    bad_count = " ".join(
-        f"WHEN {c} NOT BETWEEN 0 AND {_MAX_TOKENS} THEN 'invalid_count: {c} is not a number of tokens'" for c in COUNT_COLUMNS
-    )
+    bad_count = " ".join(f"WHEN {c} NOT BETWEEN 0 AND {_MAX_TOKENS} THEN 'invalid_count: {c} is not a number of tokens'" for c in COUNT_COLUMNS)
+    earliest = f"TIMESTAMP '{start_date}'"
     return f"""
 WITH parsed AS (
     SELECT *,
@@ -83,8 +83,8 @@ WITH parsed AS (
 ), recognised AS (
     SELECT *, CASE {contract} END AS whole_contract FROM parsed
 ), cut AS (
-    SELECT *, CASE WHEN whole_contract IS NULL THEN CASE WHEN bytes >= {TRUNCATED_BYTES} THEN CASE WHEN NOT json_valid(body) THEN CASE {cut} END END END END
-        AS cut_contract
+    SELECT *, CASE WHEN whole_contract IS NULL AND bytes >= {TRUNCATED_BYTES}
+        THEN CASE WHEN NOT json_valid(body) THEN CASE {cut} END END END AS cut_contract
     FROM recognised
 ), fields AS (
     SELECT * EXCLUDE ({", ".join(f"e_{c.name}" for c in known)}), contract: coalesce(whole_contract, cut_contract),
@@ -120,16 +120,17 @@ WITH parsed AS (
     FROM timed
 ), own AS (
     SELECT *, CASE
-        WHEN second_reading BETWEEN greatest(enqueued_at - INTERVAL 1 HOUR, TIMESTAMP '{start_date}') AND enqueued_at + INTERVAL 1 DAY THEN second_reading
-        WHEN first_reading BETWEEN TIMESTAMP '{start_date}' AND enqueued_at + INTERVAL 1 DAY THEN first_reading
-        WHEN second_reading BETWEEN TIMESTAMP '{start_date}' AND enqueued_at + INTERVAL 1 DAY THEN second_reading
+        WHEN second_reading BETWEEN greatest(enqueued_at - INTERVAL 1 HOUR, {earliest}) AND enqueued_at + INTERVAL 1 DAY THEN second_reading
+        WHEN first_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN first_reading
+        WHEN second_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN second_reading
         END AS own_time
     FROM timed_again
 ), completed AS (
     SELECT * REPLACE (
-        CASE WHEN placeholder THEN NULL ELSE coalesce(prompt_tokens, total_tokens - completion_tokens) END AS prompt_tokens,
-        CASE WHEN placeholder THEN NULL ELSE coalesce(completion_tokens, total_tokens - prompt_tokens) END AS completion_tokens,
-        CASE WHEN placeholder THEN NULL ELSE coalesce(total_tokens, prompt_tokens + completion_tokens, prompt_tokens, completion_tokens) END AS total_tokens
+        CASE WHEN NOT placeholder THEN coalesce(prompt_tokens, total_tokens - completion_tokens) END AS prompt_tokens,
+        CASE WHEN NOT placeholder THEN coalesce(completion_tokens, total_tokens - prompt_tokens) END AS completion_tokens,
+        CASE WHEN NOT placeholder
+            THEN coalesce(total_tokens, prompt_tokens + completion_tokens, prompt_tokens, completion_tokens) END AS total_tokens
     ),
     CASE {bad_count} END AS bad_count,
     coalesce(own_time, enqueued_at) AS resolved_time,
@@ -155,7 +156,7 @@ WITH parsed AS (
             THEN 'conflict: cached, cache-write and audio tokens exceed prompt_tokens'
         WHEN coalesce(audio_completion_tokens, 0) > coalesce(completion_tokens, 0) OR coalesce(reasoning_tokens, 0) > coalesce(completion_tokens, 0)
             THEN 'conflict: reasoning or audio tokens exceed completion_tokens'
-        WHEN resolved_time < TIMESTAMP '{start_date}' OR resolved_time >= TIMESTAMP '{today + dt.timedelta(2)}'
+        WHEN resolved_time < {earliest} OR resolved_time >= TIMESTAMP '{today + dt.timedelta(2)}'
             THEN 'out_of_range: neither event time nor enqueued time lies between the start date and tomorrow'
         END AS reason
     FROM completed
@@ -193,4 +194,3 @@ def _text(known: tuple[Contract, ...], column: str) -> str:
     if not whole:
         return "CAST(NULL AS VARCHAR)"
     return f"coalesce({whole}, CASE cut_contract {cut} END)" if cut else whole
-

@@ -102,8 +102,7 @@ class Ingest:
         return {
             hour: listed
             for hour, listed in hours.items()
-            if manifest.reader != self.reader
-            or any(f.object.name not in known or known[f.object.name].etag != f.object.etag for f in listed)
+            if manifest.reader != self.reader or any(f.object.name not in known or known[f.object.name].etag != f.object.etag for f in listed)
         }
 
     def run(self, dates: Sequence[dt.date], progress: Callable[[int, int, str], None]) -> Iterator[tuple[dt.date, Ingested | Unbalanced]]:
@@ -232,9 +231,7 @@ class Ingest:
         self._collect(manifest, before)
         return Ingested(manifest, len(reads))
 
-    def _write_segment(
-        self, db: duckdb.DuckDBPyConnection, prefix: str, reads: list[_Read], kept: list[FileEntry], old: list[str]
-    ) -> Segment | None:
+    def _write_segment(self, db: duckdb.DuckDBPyConnection, prefix: str, reads: list[_Read], kept: list[FileEntry], old: list[str]) -> Segment | None:
         """The segment of one hour: what was just read, and the rows of `kept` files out of the `old` segments."""
         contents = sorted([(r.file.object.name, r.content) for r in reads if r.records] + [(e.blob, e.content) for e in kept])
         if not contents:
