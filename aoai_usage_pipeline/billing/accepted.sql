@@ -1,5 +1,6 @@
 -- The canonical copy of every request: `events` (raw events of some usage dates) -> `accepted`.
 -- `moved` has the requests that were also seen on other usage dates: counts_on, copies, conflict.
+-- Only what occurs twice is looked at closely; everything else passes through.
 CREATE TABLE repeated AS
 SELECT usage_date, request_id, count(*) AS copies FROM events GROUP BY ALL HAVING count(*) > 1;
 
@@ -10,7 +11,7 @@ SELECT e.*, r.copies,
 FROM events AS e JOIN repeated AS r USING (usage_date, request_id)
 QUALIFY row_number() OVER (PARTITION BY usage_date, request_id ORDER BY {canonical_order}) = 1;
 
-CREATE TABLE accepted AS
+CREATE VIEW accepted AS
 SELECT e.* REPLACE (coalesce(m.copies, e.copies) AS copies, coalesce(m.conflict, e.conflict) AS conflict),
     CASE WHEN e.prompt_tokens > {long_context_tokens} THEN 'long' ELSE 'short' END AS context_band
 FROM (

@@ -1,5 +1,6 @@
 """Making days of `enriched_usage` and of the daily tables, each day from what its digest says, held when its ledger does not balance."""
 
+import concurrent.futures
 import dataclasses
 import datetime as dt
 import uuid
@@ -23,6 +24,7 @@ Progress = Callable[[int, int, str], None]
 
 _CHUNK_EVENTS = 250_000
 _ATTEMPTS = 5
+_WRITES = 2
 _DIMENSIONS = [
     column
     for column in tables.names(tables.DAILY_USAGE)
@@ -37,6 +39,10 @@ class Day:
     usage_date: dt.date
     outcome: str
     reason: str | None = None
+
+
+class Unbalanced(Exception):
+    """A day's requests, tokens or cost do not add up; the message has both figures."""
 
 
 class _Stage:
@@ -116,15 +122,21 @@ class _Stage:
         try:
             with engine.connect(self._lake.staging()) as db:
                 reasons = self.make(db, chunk)
-                for day, input_digest in chunk.items():
-                    if day in reasons:
-                        yield day, reasons[day]
-                        continue
-                    try:
-                        self.write(db, day, input_digest, versions[day])
-                        yield day, None
-                    except Changed:
-                        yield day, _OVERTAKEN
+                with concurrent.futures.ThreadPoolExecutor(_WRITES) as pool:
+                    writes = {
+                        day: pool.submit(self.write, db.cursor(), day, input_digest, versions[day])
+                        for day, input_digest in chunk.items()
+                        if day not in reasons
+                    }
+                    yield from reasons.items()
+                    for day, write in writes.items():
+                        try:
+                            write.result()
+                            yield day, None
+                        except Changed:
+                            yield day, _OVERTAKEN
+                        except Unbalanced as error:
+                            yield day, str(error)
         except duckdb.ProgrammingError:
             raise  # a fault of ours, not of the day's data
         except (duckdb.Error, NotFound) as error:
@@ -137,6 +149,7 @@ class _Stage:
 
 
 _OVERTAKEN = "overtaken"
+_TOKENS = "CAST(coalesce(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)), 0) AS BIGINT)"
 
 
 class Enrichment(_Stage):
@@ -186,7 +199,7 @@ class Enrichment(_Stage):
         names = sorted({segment.name for day in days for segment in segments[day]})
         dates = ", ".join(f"DATE '{day}'" for day in days)
         db.execute(
-            f"CREATE TABLE events AS SELECT * FROM {engine.read_parquet(self._lake.local_paths(names))} "
+            f"CREATE VIEW events AS SELECT * FROM {engine.read_parquet(self._lake.local_paths(names))} "
             f"WHERE reason IS NULL AND usage_date IN ({dates})"
         )
         elsewhere = [(day, request_id, *rest) for day in days for request_id, rest in self._moved.get(day, {}).items()]
@@ -201,34 +214,40 @@ class Enrichment(_Stage):
         return self._unbalanced(db, segments)
 
     def _unbalanced(self, db: duckdb.DuckDBPyConnection, segments: dict[dt.date, list[Segment]]) -> dict[dt.date, str]:
-        """The days whose requests and tokens do not add up to what ingestion counted, with both figures."""
-        tokens = "CAST(coalesce(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)), 0) AS BIGINT)"
-        raw = _by_day(db, f"SELECT usage_date, count(*), {tokens} FROM events GROUP BY 1")
-        accepted = _by_day(db, f"SELECT usage_date, count(*), {tokens} FROM accepted GROUP BY 1")
-        enriched = _by_day(db, f"SELECT usage_date, count(*), {tokens}, count(*) FILTER (mixed_currencies) FROM enriched GROUP BY 1")
-        held: dict[dt.date, str] = {}
-        self._counts = {
-            day: {"parsed": events, "duplicates": events - accepted.get(day, (0, 0))[0], "tokens": accepted.get(day, (0, 0))[1]}
-            for day, (events, _) in raw.items()
+        """The days that cannot be made: the lake does not hold what was ingested, or a model is priced in several currencies."""
+        raw = _by_day(db, f"SELECT usage_date, count(*), {_TOKENS} FROM events GROUP BY 1")
+        kept = _by_day(db, f"SELECT usage_date, count(*), {_TOKENS} FROM accepted GROUP BY 1")
+        self._counts |= {
+            day: {"parsed": n, "duplicates": n - kept.get(day, (0, 0))[0], "tokens": kept.get(day, (0, 0))[1]} for day, (n, _) in raw.items()
         }
+        held: dict[dt.date, str] = {}
         for day, parts in segments.items():
             captured = tuple(sum(part.usage_dates[str(day)][i] for part in parts) for i in (0, 1))
-            read, kept, priced = raw.get(day, (0, 0)), accepted.get(day, (0, 0)), enriched.get(day, (0, 0, 0))
+            read = raw.get(day, (0, 0))
             if read != captured:
                 held[day] = f"{captured[0]} raw events with {captured[1]} tokens were ingested, but {read[0]} with {read[1]} are in the lake"
-            elif kept != priced[:2]:
-                held[day] = f"{kept[0]} accepted requests with {kept[1]} tokens became {priced[0]} enriched ones with {priced[1]}"
-            elif priced[2]:
-                held[day] = f"{priced[2]} requests have meters priced in different currencies"
+        mixed = """SELECT usage_date, model, list(DISTINCT currency ORDER BY currency) FROM rate_of WHERE currency IS NOT NULL
+            GROUP BY ALL HAVING count(DISTINCT currency) > 1"""
+        for day, model, currencies in db.execute(mixed).fetchall():
+            held[day] = f"the meters of model {model} are priced in several currencies: {', '.join(currencies)}"
         return held
 
     def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
-        footer = footer_metadata({"input": input_digest, "code": self._code, **self._counts[day]})
-        quality = engine.sql_file("billing", "daily_quality.sql")
-        select = f"SELECT {tables.select_list(tables.DAILY_QUALITY)} FROM ({quality}) WHERE usage_date = DATE '{day}'"
-        self.quality.replace(day, copy(db, self._lake, select, footer), replacing=etags[0])
-        select = f"SELECT {tables.select_list(tables.ENRICHED_USAGE)} FROM enriched WHERE usage_date = DATE '{day}'"
-        self.days.replace(day, copy(db, self._lake, select, footer), replacing=etags[1])
+        counts = self._counts[day]
+        footer = footer_metadata({"input": input_digest, "code": self._code, **counts})
+        enriched = copy(db, self._lake, f"SELECT {tables.select_list(tables.ENRICHED_USAGE)} FROM enriched WHERE usage_date = DATE '{day}'", footer)
+        source = engine.read_parquet([str(enriched)])
+        # the identities are proven on the very file that will stand in the lake
+        [(requests, tokens)] = db.execute(f"SELECT count(*), {_TOKENS} FROM {source}").fetchall()
+        if (requests + counts["duplicates"], tokens) != (counts["parsed"], counts["tokens"]):
+            enriched.unlink()
+            raise Unbalanced(
+                f"{counts['parsed'] - counts['duplicates']} accepted requests with {counts['tokens']} tokens became {requests} enriched ones with {tokens}"
+            )
+        select = engine.sql_file("billing", "daily_quality.sql").format(day=day, parsed=counts["parsed"], enriched=source)
+        quality = copy(db, self._lake, f"SELECT {tables.select_list(tables.DAILY_QUALITY)} FROM ({select})", footer)
+        self.quality.replace(day, quality, replacing=etags[0])
+        self.days.replace(day, enriched, replacing=etags[1])
 
 
 class DailyTables(_Stage):
@@ -283,9 +302,8 @@ class DailyTables(_Stage):
     def _unbalanced(self, db: duckdb.DuckDBPyConnection, days: Iterable[dt.date]) -> dict[dt.date, str]:
         """The days whose lines do not add up to the enriched usage, in tokens or in cost."""
         nothing = (0, None)
-        tokens = "CAST(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)) AS BIGINT)"
-        enriched = _by_day(db, f"SELECT usage_date, {tokens}, sum(cost) FROM enriched GROUP BY 1")
-        usage = _by_day(db, f"SELECT usage_date, {tokens}, sum(cost) FROM daily_usage GROUP BY 1")
+        enriched = _by_day(db, f"SELECT usage_date, {_TOKENS}, sum(cost) FROM enriched GROUP BY 1")
+        usage = _by_day(db, f"SELECT usage_date, {_TOKENS}, sum(cost) FROM daily_usage GROUP BY 1")
         billed = _by_day(db, "SELECT usage_date, CAST(sum(quantity) AS BIGINT), sum(cost) FROM daily_billing GROUP BY 1")
         held: dict[dt.date, str] = {}
         for day in days:
@@ -305,9 +323,7 @@ class DailyTables(_Stage):
 def copy(db: duckdb.DuckDBPyConnection, lake: ObjectStore, select: str, metadata: dict[str, str] | None = None) -> Path:
     """Write a SELECT's rows as one Parquet file in the lake's staging folder, with `metadata` in its footer."""
     target = lake.staging() / f"{uuid.uuid4().hex}.parquet"
-    footer = ", ".join(f"{key}: {engine.literal(value)}" for key, value in (metadata or {}).items())
-    options = f", KV_METADATA {{{footer}}}" if footer else ""
-    db.execute(f"COPY ({select}) TO {engine.literal(str(target))} (FORMAT parquet{options})")
+    engine.copy(db, select, target, metadata)
     return target
 
 
@@ -339,5 +355,4 @@ def _meter_sql() -> dict[str, object]:
         "currency": f"coalesce({', '.join(currency.values())})",
         "any_unpriced": " OR ".join(f"({used[m]} AND m_{m}.status = 'unpriced')" for m in meters),
         "any_fallback": " OR ".join(f"({used[m]} AND m_{m}.status = 'fallback')" for m in meters),
-        "mixed_currencies": f"coalesce(list_unique([{', '.join(currency.values())}]) > 1, false)",
     }

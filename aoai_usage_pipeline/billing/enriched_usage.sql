@@ -12,7 +12,6 @@ SELECT c.*,
     coalesce(o.best.team, 'UNALLOCATED') AS team,
     coalesce(o.best.cost_center, 'UNALLOCATED') AS cost_center,
     coalesce(o.best.department, 'UNALLOCATED') AS department,
-    o.best IS NULL AS unallocated,
     nullif(regexp_extract(c.reported_model, '^(.+?)(-(\d{{4}}-\d{{2}}-\d{{2}}|\d{{4}}))?$', 1), '') AS reported_name,
     nullif(regexp_extract(c.reported_model, '^(.+?)(-(\d{{4}}-\d{{2}}-\d{{2}}|\d{{4}}))?$', 3), '') AS reported_version,
     coalesce(d.best.model, reported_name) AS model,
@@ -38,7 +37,7 @@ FROM described AS d LEFT JOIN rate_of AS r ON d.usage_date = r.usage_date AND d.
     AND d.context_band IS NOT DISTINCT FROM r.context_band
 GROUP BY ALL;
 
-CREATE TABLE enriched AS
+CREATE VIEW enriched AS
 WITH metered AS (
     SELECT b.*, r.* EXCLUDE (usage_date, gateway, subscription_id, product, application, operation, deployment, reported_model,
         service_tier, context_band),
@@ -54,6 +53,5 @@ SELECT *,
     CASE WHEN {any_priced} THEN {total_cost} END AS cost,
     CASE WHEN {any_priced} THEN {currency} END AS currency,
     CASE WHEN usage_source IS NULL THEN 'no_usage' WHEN {any_unpriced} THEN 'unpriced' WHEN {any_fallback} THEN 'fallback' ELSE 'priced' END
-        AS pricing_status,
-    {mixed_currencies} AS mixed_currencies
+        AS pricing_status
 FROM metered;

@@ -4,9 +4,9 @@ fastavro decides what a file is and reads every kind of it. The one kind that Ca
 here as columns, which takes a quarter of the time because no dict is made per record; whatever the walk does not expect, fastavro reads.
 """
 
+import array
 import dataclasses
 import io
-import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -33,30 +33,31 @@ _NAMES = ["SequenceNumber", "Offset", "EnqueuedTimeUtc", "SystemProperties", "Pr
 _MAX_VARINT_SHIFT = 63
 
 
+FIELDS, OFFSET, ENQUEUED, BODY = 7, 1, 3, 5
+
+
 class Unreadable(Exception):
     """The file cannot be read whole; the message says why, for a person."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Records:
-    """A file's records as columns.
+    """A file's records as slices of `content`.
 
-    Bodies are slices of `content`: record i's is `content[start[i] : start[i] + size[i]]`, and a null body has size -1.
+    `fields` has seven numbers a record: the sequence number, then position and size of the offset, of the enqueued time and of the body; a
+    null body has size -1. All text is UTF-8, except that a body may be anything.
     """
 
     content: bytes
-    sequence_number: list[int]
-    offset: list[str]
-    enqueued_at: list[str]
-    start: list[int]
-    size: list[int]
+    fields: "array.array[int]"
 
     def __len__(self) -> int:
-        return len(self.sequence_number)
+        return len(self.fields) // FIELDS
 
-    def bodies(self) -> list[bytes | None]:
-        """The bodies, one bytes object each."""
-        return [None if n < 0 else self.content[at : at + n] for at, n in zip(self.start, self.size, strict=True)]
+    def texts(self, field: int) -> list[bytes | None]:
+        """One field of all records as bytes objects: `OFFSET`, `ENQUEUED` or `BODY`."""
+        starts, sizes = self.fields[field::FIELDS], self.fields[field + 1 :: FIELDS]
+        return [None if size < 0 else self.content[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
 
 def read(content: bytes) -> Records:
@@ -75,19 +76,10 @@ def read(content: bytes) -> Records:
         if reader.codec == "null" and (maps := _map_types(fields)):
             try:
                 return _walk(content, file.tell(), maps)
-            except (_Unusual, IndexError, UnicodeDecodeError):
+            except (_Unusual, IndexError, UnicodeDecodeError, OverflowError):
                 pass  # fastavro reads it, or says what is wrong with it
         rows.extend(reader)  # type: ignore[arg-type]
-        bodies = [row["Body"] for row in rows]
-        size = [-1 if body is None else len(body) for body in bodies]
-        return Records(
-            b"".join(body or b"" for body in bodies),
-            [row["SequenceNumber"] for row in rows],
-            [str(row["Offset"]) for row in rows],
-            [row["EnqueuedTimeUtc"] for row in rows],
-            list(itertools.accumulate((max(n, 0) for n in size[:-1]), initial=0))[: len(size)],
-            size,
-        )
+        return _columns(rows)
     except Unreadable:
         raise
     except EOFError as error:
@@ -122,9 +114,20 @@ def _map_types(fields: list[dict[str, Any]]) -> tuple[list[str], list[str]] | No
     return values if all(isinstance(v, list) and set(v) <= {"long", "double", "string", "bytes", "null"} for v in values) else None
 
 
+def _columns(rows: list[dict[str, Any]]) -> Records:
+    content = bytearray()
+    fields = array.array("q")
+    for row in rows:
+        fields.append(row["SequenceNumber"])
+        for value in (str(row["Offset"]).encode(), row["EnqueuedTimeUtc"].encode(), row["Body"]):
+            fields.extend((len(content), -1 if value is None else len(value)))
+            content += value or b""
+    return Records(bytes(content), fields)
+
+
 def _walk(content: bytes, position: int, maps: tuple[list[str], list[str]]) -> Records:
     sync, size = content[position - 16 : position], len(content)
-    records = Records(content, [], [], [], [], [])
+    records = Records(content, array.array("q"))
     while position < size:
         count, position = _long(content, position)
         length, position = _long(content, position)
@@ -134,15 +137,19 @@ def _walk(content: bytes, position: int, maps: tuple[list[str], list[str]]) -> R
         if _walk_block(content, position, count, maps, records) != end:
             raise _Unusual
         position = end + 16
+    for field in (OFFSET, ENQUEUED):
+        starts, sizes = records.fields[field::FIELDS], records.fields[field + 1 :: FIELDS]
+        b"".join([content[at : at + n] for at, n in zip(starts, sizes, strict=True)]).decode()
     return records
 
 
 def _walk_block(content: bytes, position: int, count: int, maps: tuple[list[str], list[str]], records: Records) -> int:
-    """Append a block's records and return the position behind it. Everything is read in line: calls would double the time.
+    """Add a block's records and return the position behind it. Everything is read in line: calls would double the time.
 
     A varint's sign bit must be 0 wherever a length or a branch is expected, so an odd first byte is left to fastavro.
     """
-    sequence_numbers, starts, sizes = records.sequence_number, records.start, records.size
+    extend = records.fields.extend
+    system_types, types_of_properties = maps
     for _ in range(count):
         byte = content[position]
         position += 1
@@ -152,17 +159,20 @@ def _walk_block(content: bytes, position: int, count: int, maps: tuple[list[str]
             position += 1
             value |= (byte & 127) << shift
             shift += 7
-        if shift > 70:
+        sequence_number = (value >> 1) ^ -(value & 1)
+        size = content[position]
+        if size & 129:
             raise _Unusual
-        sequence_numbers.append((value >> 1) ^ -(value & 1))
-        for texts in (records.offset, records.enqueued_at):
-            byte = content[position]
-            if byte & 129:
-                raise _Unusual
-            end = position + 1 + (byte >> 1)
-            texts.append(content[position + 1 : end].decode())
-            position = end
-        for types in maps:
+        offset_size = size >> 1
+        offset = position + 1
+        position = offset + offset_size
+        size = content[position]
+        if size & 129:
+            raise _Unusual
+        enqueued_size = size >> 1
+        enqueued = position + 1
+        position = enqueued + enqueued_size
+        for types in (system_types, types_of_properties):
             entries = content[position]
             position += 1
             while entries:
@@ -178,26 +188,21 @@ def _walk_block(content: bytes, position: int, count: int, maps: tuple[list[str]
                     kind = types[branch >> 1]
                     if kind == "double":
                         position += 8
-                    elif kind != "null":
-                        byte = content[position]
-                        position += 1
-                        value, shift = byte & 127, 7
-                        while byte > 127:
-                            byte = content[position]
+                    elif kind == "long":
+                        while content[position] > 127:
                             position += 1
-                            value |= (byte & 127) << shift
-                            shift += 7
-                        if kind != "long":
-                            if value & 1:
-                                raise _Unusual
-                            position += value >> 1
+                        position += 1
+                    elif kind != "null":
+                        value, position = _long(content, position)
+                        if value < 0:
+                            raise _Unusual
+                        position += value
                 entries = content[position]
                 position += 1
         branch = content[position]
         position += 1
         if branch == 0:
-            starts.append(0)
-            sizes.append(-1)
+            extend((sequence_number, offset, offset_size, enqueued, enqueued_size, 0, -1))
             continue
         byte = content[position]
         position += 1
@@ -209,9 +214,9 @@ def _walk_block(content: bytes, position: int, count: int, maps: tuple[list[str]
             shift += 7
         if branch != 2 or value & 1:
             raise _Unusual
-        starts.append(position)
-        sizes.append(value >> 1)
-        position += value >> 1
+        size = value >> 1
+        extend((sequence_number, offset, offset_size, enqueued, enqueued_size, position, size))
+        position += size
     return position
 
 

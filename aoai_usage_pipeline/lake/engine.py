@@ -1,6 +1,7 @@
 """DuckDB as the engine over the lake's files: one private in-memory connection per piece of work."""
 
 import contextlib
+import datetime as dt
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 import duckdb
 
 MEMORY_LIMIT = "500MB"
+GRACE = dt.timedelta(days=1)
+"""How long an object that nothing refers to any more is kept for readers of the previous state."""
 
 
 @contextlib.contextmanager
@@ -35,6 +38,13 @@ def read_parquet(paths: Sequence[str]) -> str:
 def literal(text: str) -> str:
     """A SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def copy(db: duckdb.DuckDBPyConnection, select: str, target: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a SELECT's rows as one Parquet file, with `metadata` in its footer."""
+    footer = ", ".join(f"{key}: {literal(value)}" for key, value in (metadata or {}).items())
+    options = f", KV_METADATA {{{footer}}}" if footer else ""
+    db.execute(f"COPY ({select}) TO {literal(str(target))} (FORMAT parquet{options})")
 
 
 def sql_file(room: str, name: str) -> str:

@@ -50,13 +50,12 @@ class Segment:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """What one capture date consists of. `requests` and `quarantine` name the date's index of request ids and its quarantined records."""
+    """What one capture date consists of. `quarantine` names the date's quarantined records."""
 
     capture_date: dt.date
     reader: str = ""
     files: tuple[FileEntry, ...] = ()
     segments: tuple[Segment, ...] = ()
-    requests: str | None = None
     quarantine: str | None = None
 
     @property
@@ -69,7 +68,7 @@ class Manifest:
 
     def names(self) -> set[str]:
         """Every object the manifest refers to."""
-        return {segment.name for segment in self.segments} | {name for name in (self.requests, self.quarantine) if name}
+        return {segment.name for segment in self.segments} | ({self.quarantine} if self.quarantine else set())
 
 
 def folder(capture_date: dt.date) -> str:
@@ -131,6 +130,5 @@ def _parse(capture_date: dt.date, content: bytes) -> Manifest:
             Segment(**{**segment, "usage_dates": {day: (n, tokens) for day, (n, tokens) in segment["usage_dates"].items()}})
             for segment in data["segments"]
         ),
-        requests=data["requests"],
         quarantine=data["quarantine"],
     )

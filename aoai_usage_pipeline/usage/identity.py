@@ -2,19 +2,23 @@
 
 Copies of a request carry the same event time and meet on one usage date, so almost always there is nothing to do. Where they do not
 meet (a copy whose time was unreadable, a producer that stamped it anew), the request counts on its canonical copy's date only. Which
-requests those are is found from the request indexes of all capture dates and kept in one object of the lake, which can be rebuilt at any
-time from the manifests.
+requests those are is found from an index of hashed ids per capture date and kept in one object of the lake; all of it can be rebuilt at
+any time from the segments.
 """
 
+import contextlib
 import datetime as dt
 import json
-from collections.abc import Sequence
+import uuid
+
+import duckdb
 
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.manifest import Manifest, Manifests, events_by_usage_date
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
 
 _NAME = "request_dates.json"
+_INDEX = "request_index/"
 
 CANONICAL_ORDER = """(prompt_tokens IS NULL AND completion_tokens IS NULL), enqueued_at, namespace, event_hub,
     TRY_CAST(partition_id AS BIGINT), partition_id, sequence_number, blob"""
@@ -39,15 +43,13 @@ class RequestDates:
                 stored = json.loads(content)
             except NotFound:
                 stored, etag = {"covers": None, "requests": {}, "indexes": []}, None
-            manifests = self._manifests.all()
-            indexes = sorted(manifest.requests for manifest in manifests if manifest.requests)
+            manifests = [manifest for manifest in self._manifests.all() if manifest.segments]
+            indexes = [_index_name(manifest) for manifest in manifests]
             if stored["covers"] != engine.digest(indexes):
-                suspects = [name for name in indexes if name not in set(stored["indexes"])]
-                stored = {
-                    "covers": engine.digest(indexes),
-                    "indexes": indexes,
-                    "requests": self._find(manifests, indexes, suspects, stored["requests"]),
-                }
+                with engine.connect(self._lake.staging()) as db:
+                    self._write_indexes(db, manifests)
+                    requests = self._find(db, manifests, indexes, set(indexes) - set(stored["indexes"]), stored["requests"])
+                stored = {"covers": engine.digest(indexes), "indexes": indexes, "requests": requests}
                 try:
                     self._lake.write(_NAME, json.dumps(stored).encode(), replacing=etag)
                 except Changed:
@@ -58,33 +60,60 @@ class RequestDates:
                     found.setdefault(dt.date.fromisoformat(date), {})[request_id] = rest
             return found
 
-    def _find(self, manifests: list[Manifest], indexes: Sequence[str], new: Sequence[str], known: dict[str, object]) -> dict[str, list[object]]:
+    def _write_indexes(self, db: duckdb.DuckDBPyConnection, manifests: list[Manifest]) -> None:
+        """Write the missing index of each capture date, and delete its earlier ones after a grace period."""
+        existing = {stored.name: stored for stored in self._lake.objects(_INDEX)}
+        for manifest in manifests:
+            name = _index_name(manifest)
+            if name in existing:
+                continue
+            staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
+            events = engine.read_parquet(self._lake.local_paths([segment.name for segment in manifest.segments]))
+            engine.copy(db, f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL", staged)
+            with contextlib.suppress(Changed):
+                self._lake.write(name, staged, replacing=None)
+            oldest = dt.datetime.now(dt.UTC) - engine.GRACE
+            for stored in existing.values():
+                if stored.name.startswith(_index_folder(manifest)) and stored.modified < oldest:
+                    self._lake.delete(stored.name)
+
+    def _find(
+        self, db: duckdb.DuckDBPyConnection, manifests: list[Manifest], indexes: list[str], new: set[str], known: dict[str, object]
+    ) -> dict[str, list[object]]:
         """Requests with several usage dates: only ids in new indexes, or known already, can be."""
         if not new and not known:
             return {}
-        with engine.connect(self._lake.staging()) as db:
-            everything = engine.read_parquet(self._lake.local_paths(indexes))
-            recent = engine.read_parquet(self._lake.local_paths(new)) if new else f"(SELECT * FROM {everything} WHERE false)"
-            db.execute("CREATE TABLE known (request_hash UBIGINT)")
-            if known:
-                ids = ", ".join(f"(md5_number_lower({engine.literal(request_id)}))" for request_id in known)
-                db.execute(f"INSERT INTO known VALUES {ids}")
-            db.execute(
-                f"""CREATE TABLE several AS SELECT request_hash, list(DISTINCT usage_date) AS dates FROM {everything}
-                WHERE request_hash IN (SELECT request_hash FROM {recent} UNION SELECT request_hash FROM known)
-                GROUP BY request_hash HAVING min(usage_date) <> max(usage_date)"""
-            )
-            days = {day for (day,) in db.execute("SELECT DISTINCT unnest(dates) FROM several").fetchall()}
-            if not days:
-                return {}
-            by_day = events_by_usage_date(manifests)
-            names = sorted({segment.name for day in days for segment in by_day.get(day, [])})
-            rows = db.execute(
-                f"""SELECT request_id, list_sort(list(DISTINCT CAST(usage_date AS VARCHAR))),
-                CAST(first(usage_date ORDER BY {CANONICAL_ORDER}) AS VARCHAR), count(*),
-                count(DISTINCT {USAGE_VALUES}) FILTER (prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL) > 1
-                FROM {engine.read_parquet(self._lake.local_paths(names))}
-                WHERE reason IS NULL AND md5_number_lower(request_id) IN (SELECT request_hash FROM several)
-                GROUP BY request_id HAVING min(usage_date) <> max(usage_date) ORDER BY request_id"""
-            ).fetchall()
-            return {request_id: list(rest) for request_id, *rest in rows}
+        paths = dict(zip(indexes, self._lake.local_paths(indexes), strict=True))
+        suspects = ""
+        if len(new) < len(indexes):
+            recent = f"SELECT request_hash FROM {engine.read_parquet([paths[name] for name in sorted(new)])}" if new else "SELECT NULL WHERE false"
+            ids = ", ".join(engine.literal(request_id) for request_id in known)
+            suspects = f"WHERE request_hash IN ({recent} UNION ALL SELECT hash(unnest([{ids}]::VARCHAR[])))"
+        db.execute(
+            f"""CREATE TABLE several AS SELECT request_hash, list(DISTINCT usage_date) AS dates
+            FROM {engine.read_parquet(list(paths.values()))} {suspects}
+            GROUP BY request_hash HAVING min(usage_date) <> max(usage_date)"""
+        )
+        days = {day for (day,) in db.execute("SELECT DISTINCT unnest(dates) FROM several").fetchall()}
+        if not days:
+            return {}
+        by_day = events_by_usage_date(manifests)
+        names = sorted({segment.name for day in days for segment in by_day.get(day, [])})
+        rows = db.execute(
+            f"""SELECT request_id, list_sort(list(DISTINCT CAST(usage_date AS VARCHAR))),
+            CAST(first(usage_date ORDER BY {CANONICAL_ORDER}) AS VARCHAR), count(*),
+            count(DISTINCT {USAGE_VALUES}) FILTER (prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL) > 1
+            FROM {engine.read_parquet(self._lake.local_paths(names))}
+            WHERE reason IS NULL AND hash(request_id) IN (SELECT request_hash FROM several)
+            GROUP BY request_id HAVING min(usage_date) <> max(usage_date) ORDER BY request_id"""
+        ).fetchall()
+        return {request_id: list(rest) for request_id, *rest in rows}
+
+
+def _index_folder(manifest: Manifest) -> str:
+    return f"{_INDEX}capture_date={manifest.capture_date}/"
+
+
+def _index_name(manifest: Manifest) -> str:
+    # the engine's hash function may change with its version
+    return f"{_index_folder(manifest)}{engine.digest([s.name for s in manifest.segments], duckdb.__version__)}.parquet"

@@ -43,6 +43,7 @@ CREATE OR REPLACE TEMP MACRO plain_spaces(t) AS trim(replace(replace(t, chr(8239
 -- -1 for what is not a count
 CREATE OR REPLACE TEMP MACRO token_count(t) AS CASE
     WHEN t IS NULL OR t IN ('', 'null') THEN NULL
+    WHEN ltrim(t, '0123456789') = '' AND length(t) <= 18 THEN CAST(t AS BIGINT)
     WHEN regexp_full_match(t, '\\s*[0-9]{1,18}(\\.0+)?\\s*') THEN CAST(split_part(trim(t), '.', 1) AS BIGINT)
     ELSE -1 END;
 CREATE OR REPLACE TEMP MACRO leading_text(body, stop, key) AS

@@ -1,12 +1,13 @@
 """Raw events: capture files decoded, recognised by their contract, and kept as immutable segments, one capture date at a time."""
 
 import codecs
+import collections
+import concurrent.futures
 import dataclasses
 import datetime as dt
 import hashlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -20,17 +21,18 @@ from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest, Manifests, Se
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
 from aoai_usage_pipeline.usage.normalize import MACROS, TRUNCATED_BYTES, raw_events_select
 
-_CHUNK_BYTES = 128 * 2**20
+_CHUNK_BYTES = 160 * 2**20
+_FETCHES = 4
+_WRITES = 2
 _BATCH_ROWS = 16_384
-_GRACE = dt.timedelta(days=1)
 _SCHEMA = pa.schema(
     {
         "file": pa.int32(),
         "partition": pa.dictionary(pa.int32(), pa.string()),
         "window_start": pa.timestamp("us"),
         "sequence_number": pa.int64(),
-        "offset": pa.string(),
-        "enqueued_text": pa.string(),
+        "offset": pa.string_view(),
+        "enqueued_text": pa.string_view(),
         "body": pa.string_view(),
         "valid": pa.bool_(),
         "bytes": pa.int64(),
@@ -148,11 +150,14 @@ class Ingest:
         with engine.connect(self._lake.staging()) as db:
             db.execute(MACROS)
             self._decode(db, reads)
-            for work in chunk:
-                try:
-                    yield work.date, self._commit(db, work, [read for read in reads if read.file.capture_date == work.date])
-                except Changed:
-                    overtaken.append(work.date)
+            with concurrent.futures.ThreadPoolExecutor(_WRITES) as pool:
+                by_date = {work.date: [read for read in reads if read.file.capture_date == work.date] for work in chunk}
+                commits = {work.date: pool.submit(self._commit, db.cursor(), work, by_date[work.date]) for work in chunk}
+                for date, commit in commits.items():
+                    try:
+                        yield date, commit.result()
+                    except Changed:
+                        overtaken.append(date)
         if overtaken:
             # another run replaced these manifests since we listed: look again, and read what still differs
             listed = self._list(overtaken)
@@ -180,23 +185,27 @@ class Ingest:
             reads[number].counts = (parsed, quarantined)
 
     def _batches(self, reads: list[_Read]) -> Iterator[pa.RecordBatch]:
-        for read in reads:
-            try:
-                content, read.etag = self._capture.read(read.file.object.name)
-            except (NotFound, Changed) as error:
-                read.reason, read.etag = f"gone or being written while it was read: {error}", read.file.object.etag
-                continue
-            read.size, read.content = len(content), hashlib.sha256(content).hexdigest()
-            try:
-                records = avro.read(content)
-            except avro.Unreadable as error:
-                read.reason = str(error)
-                continue
-            if len(records):
-                read.records = len(records)
-                read.first, read.last = min(records.sequence_number), max(records.sequence_number)
-                batch = _batch(read, records)
-                yield from (batch.slice(at, _BATCH_ROWS) for at in range(0, len(batch), _BATCH_ROWS))
+        with concurrent.futures.ThreadPoolExecutor(_FETCHES) as pool:
+            for read, content in _fetch_ahead(pool, self._fetch, reads):
+                if content is None:
+                    continue
+                try:
+                    records = avro.read(content)
+                except avro.Unreadable as error:
+                    read.reason = str(error)
+                    continue
+                if len(records):
+                    batch = _batch(read, records)
+                    yield from (batch.slice(at, _BATCH_ROWS) for at in range(0, len(batch), _BATCH_ROWS))
+
+    def _fetch(self, read: _Read) -> bytes | None:
+        try:
+            content, read.etag = self._capture.read(read.file.object.name)
+        except (NotFound, Changed) as error:
+            read.reason, read.etag = f"gone or being written while it was read: {error}", read.file.object.etag
+            return None
+        read.size, read.content = len(content), hashlib.sha256(content).hexdigest()
+        return content
 
     def _commit(self, db: duckdb.DuckDBPyConnection, work: "_Work", reads: list[_Read]) -> Ingested | Unbalanced:
         """Write the date's new segments and replace its manifest; a run that is killed before leaves only unreferenced files."""
@@ -222,11 +231,8 @@ class Ingest:
             files=tuple(sorted(files, key=lambda entry: (entry.hour, entry.blob))),
             segments=tuple(sorted(segments, key=lambda segment: segment.hour)),
         )
-        manifest = dataclasses.replace(
-            manifest,
-            requests=self._write_index(db, manifest, "requests", _REQUESTS),
-            quarantine=self._write_index(db, manifest, "quarantine", _QUARANTINE) if manifest.quarantined else None,
-        )
+        if manifest.quarantined:
+            manifest = dataclasses.replace(manifest, quarantine=self._write_quarantine(db, manifest))
         self._manifests.put(manifest, replacing=work.etag)
         self._collect(manifest, before)
         return Ingested(manifest, len(reads))
@@ -252,13 +258,11 @@ class Ingest:
         rows_ = sum(events for _, events, _ in counts)
         return Segment(name, hour=0, rows=rows_, quarantined=rows_ - parsed, usage_dates=usage_dates)
 
-    def _write_index(self, db: duckdb.DuckDBPyConnection, manifest: Manifest, kind: str, select: str) -> str | None:
-        segments = [segment.name for segment in manifest.segments]
-        if not segments:
-            return None
-        name = f"{folder(manifest.capture_date)}{kind}-{engine.digest(segments)}.parquet"
-        if self._lake.etag(name) is None:
-            self._write_once(db, name, select.format(segments=engine.read_parquet(self._lake.local_paths(segments))))
+    def _write_quarantine(self, db: duckdb.DuckDBPyConnection, manifest: Manifest) -> str:
+        segments = [segment.name for segment in manifest.segments if segment.quarantined]
+        name = f"{folder(manifest.capture_date)}quarantine-{engine.digest(segments)}.parquet"
+        source = engine.read_parquet(self._lake.local_paths(segments))
+        self._write_once(db, name, f"SELECT {tables.select_list(tables.QUARANTINE)} FROM {source} WHERE reason IS NOT NULL")
         return name
 
     def _write_once(self, db: duckdb.DuckDBPyConnection, name: str, select: str) -> None:
@@ -266,7 +270,7 @@ class Ingest:
         if self._lake.etag(name) is not None:
             return
         staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
-        copy(db, select, staged)
+        engine.copy(db, select, staged)
         try:
             self._lake.write(name, staged, replacing=None)
         except Changed:
@@ -276,71 +280,83 @@ class Ingest:
         """Delete what no manifest names any more, after a grace period for readers of the previous manifest."""
         if not before.files:
             return
-        oldest = dt.datetime.now(dt.UTC) - _GRACE
+        oldest = dt.datetime.now(dt.UTC) - engine.GRACE
         for stored in self._lake.objects(folder(manifest.capture_date)):
             named = stored.name in manifest.names() or stored.name in before.names() or stored.name.endswith("manifest.json")
             if not named and stored.modified < oldest:
                 self._lake.delete(stored.name)
 
 
-_REQUESTS = "SELECT DISTINCT md5_number_lower(request_id) AS request_hash, usage_date FROM {segments} WHERE reason IS NULL ORDER BY ALL"
-_QUARANTINE = f"SELECT {tables.select_list(tables.QUARANTINE)} FROM {{segments}} WHERE reason IS NOT NULL ORDER BY blob, sequence_number"
-
-
-def copy(db: duckdb.DuckDBPyConnection, select: str, target: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a SELECT's rows as one Parquet file, with `metadata` in its footer."""
-    footer = ", ".join(f"{key}: {engine.literal(value)}" for key, value in (metadata or {}).items())
-    options = f", KV_METADATA {{{footer}}}" if footer else ""
-    db.execute(f"COPY ({select}) TO {engine.literal(str(target))} (FORMAT parquet{options})")
+def _fetch_ahead(
+    pool: concurrent.futures.Executor, fetch: Callable[[_Read], bytes | None], reads: Iterable[_Read]
+) -> Iterator[tuple[_Read, bytes | None]]:
+    """Each file with its content, the next few being fetched while one is decoded."""
+    waiting: collections.deque[tuple[_Read, concurrent.futures.Future[bytes | None]]] = collections.deque()
+    for read in reads:
+        waiting.append((read, pool.submit(fetch, read)))
+        if len(waiting) > _FETCHES:
+            first, content = waiting.popleft()
+            yield first, content.result()
+    for first, content in waiting:
+        yield first, content.result()
 
 
 def _batch(read: _Read, records: avro.Records) -> pa.RecordBatch:
-    text, valid = _bodies(records)
     count = len(records)
+    fields = np.frombuffer(records.fields, np.int64).reshape(count, avro.FIELDS)
+    read.records, read.first, read.last = count, int(fields[:, 0].min()), int(fields[:, 0].max())
+    text, valid = _bodies(records, fields)
     return pa.record_batch(
         [
             pa.repeat(pa.scalar(read.number, pa.int32()), count),
             pa.repeat(pa.scalar(f"{read.file.namespace}/{read.file.event_hub}/{read.file.partition_id}"), count).dictionary_encode(),
             pa.repeat(pa.scalar(read.file.window_start, pa.timestamp("us")), count),
-            pa.array(records.sequence_number, pa.int64()),
-            pa.array(records.offset, pa.string()),
-            pa.array(records.enqueued_at, pa.string()),
+            pa.array(fields[:, 0]),
+            _views(records.content, fields, avro.OFFSET),
+            _views(records.content, fields, avro.ENQUEUED),
             text,
             valid,
-            pa.array(np.maximum(records.size, 0), pa.int64()),
+            pa.array(np.maximum(fields[:, avro.BODY + 1], 0)),
         ],
         schema=_SCHEMA,
     )
 
 
-def _bodies(records: avro.Records) -> tuple[pa.Array, pa.Array]:
-    """The bodies as text that points into the file's bytes, and whether each one is UTF-8."""
-    size = np.array(records.size, np.int64)
+def _bodies(records: avro.Records, fields: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    """The bodies as text, and whether each one is UTF-8."""
+    size = fields[:, avro.BODY + 1]
     if size.max() < TRUNCATED_BYTES:
-        text = _views(records, size)
+        text = _views(records.content, fields, avro.BODY)
         try:
             text.validate(full=True)
             return text, pa.repeat(pa.scalar(True), len(records))
         except pa.ArrowInvalid:
             pass
-    decoded = [_text(body) for body in records.bodies()]
-    valid = pa.array([text is not None or n < 0 for text, n in zip(decoded, records.size, strict=True)])
+    decoded = [_text(body) for body in records.texts(avro.BODY)]
+    valid = pa.array([text is not None or n < 0 for text, n in zip(decoded, size, strict=True)])
     return pa.array(decoded, pa.string_view()), valid
 
 
-def _views(records: avro.Records, size: np.ndarray) -> pa.Array:
-    """An Arrow string-view array over the file's bytes: 16 bytes a view, of length, first four bytes, buffer number and position."""
-    data = np.frombuffer(records.content, np.uint8)
-    start = np.array(records.start, np.int64)
-    views = np.zeros((len(size), 4), np.int32)
-    views[:, 0] = np.maximum(size, 0)
-    long = size > 12
-    views[long, 1] = data[start[long, None] + np.arange(4)].view(np.int32)[:, 0]
-    views[long, 3] = start[long]
-    for i in np.flatnonzero(~long & (size > 0)):
-        views[i, 1:] = np.frombuffer(records.content[start[i] : start[i] + size[i]].ljust(12, b"\0"), np.int32)
-    nulls = np.packbits(size >= 0, bitorder="little").tobytes()
-    return pa.Array.from_buffers(pa.string_view(), len(size), [pa.py_buffer(nulls), pa.py_buffer(views.tobytes()), pa.py_buffer(records.content)])
+def _views(content: bytes, fields: np.ndarray, field: int) -> pa.Array:
+    """An Arrow string-view array over the file's bytes, which copies no text.
+
+    A view is 16 bytes: the size, then the text itself if it has at most 12 bytes, else its first four bytes, buffer number and position.
+    """
+    data = np.frombuffer(content, np.uint8)
+    start, size = fields[:, field], fields[:, field + 1]
+    views = np.zeros((len(size), 16), np.uint8)
+    short = size <= 12
+    if short.any():
+        at = np.minimum(start[short, None] + np.arange(12), len(data) - 1)
+        views[short, 4:] = np.where(np.arange(12) < size[short, None], data[at], 0)
+    if not short.all():
+        views[~short, 4:8] = data[start[~short, None] + np.arange(4)]
+    numbers = views.view(np.int32)
+    numbers[:, 0] = np.maximum(size, 0)
+    numbers[~short, 3] = start[~short]
+    present = np.packbits(size >= 0, bitorder="little").tobytes()
+    buffers = [pa.py_buffer(present), pa.py_buffer(views.tobytes()), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.string_view(), len(size), buffers)
 
 
 def _text(body: bytes | None) -> str | None:
