@@ -22,7 +22,7 @@ from aoai_usage_pipeline.usage.identity import CANONICAL_ORDER, USAGE_VALUES, Re
 
 Progress = Callable[[int, int, str], None]
 
-_CHUNK_EVENTS = 250_000
+_CHUNK_EVENTS = 300_000
 _ATTEMPTS = 5
 _WRITES = 2
 _DIMENSIONS = [
@@ -199,7 +199,7 @@ class Enrichment(_Stage):
         names = sorted({segment.name for day in days for segment in segments[day]})
         dates = ", ".join(f"DATE '{day}'" for day in days)
         db.execute(
-            f"CREATE VIEW events AS SELECT * FROM {engine.read_parquet(self._lake.local_paths(names))} "
+            f"CREATE TABLE events AS SELECT * FROM {engine.read_parquet(self._lake.local_paths(names))} "
             f"WHERE reason IS NULL AND usage_date IN ({dates})"
         )
         elsewhere = [(day, request_id, *rest) for day in days for request_id, rest in self._moved.get(day, {}).items()]
@@ -241,9 +241,8 @@ class Enrichment(_Stage):
         [(requests, tokens)] = db.execute(f"SELECT count(*), {_TOKENS} FROM {source}").fetchall()
         if (requests + counts["duplicates"], tokens) != (counts["parsed"], counts["tokens"]):
             enriched.unlink()
-            raise Unbalanced(
-                f"{counts['parsed'] - counts['duplicates']} accepted requests with {counts['tokens']} tokens became {requests} enriched ones with {tokens}"
-            )
+            kept = counts["parsed"] - counts["duplicates"]
+            raise Unbalanced(f"{kept} accepted requests with {counts['tokens']} tokens became {requests} enriched ones with {tokens}")
         select = engine.sql_file("billing", "daily_quality.sql").format(day=day, parsed=counts["parsed"], enriched=source)
         quality = copy(db, self._lake, f"SELECT {tables.select_list(tables.DAILY_QUALITY)} FROM ({select})", footer)
         self.quality.replace(day, quality, replacing=etags[0])

@@ -4,6 +4,7 @@ import contextlib
 import datetime as dt
 import fcntl
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -94,7 +95,7 @@ class FolderStore:
         for entry in self.staging().iterdir():
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - entry.stat().st_mtime > _STALE_STAGING_SECONDS:
-                    entry.unlink()
+                    shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def local_paths(self, names: Iterable[str]) -> list[str]:
         paths = [str(self.root / name) for name in names]

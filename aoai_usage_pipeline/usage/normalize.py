@@ -39,11 +39,13 @@ CREATE OR REPLACE TEMP MACRO utc(t) AS TRY_CAST(t AS TIMESTAMPTZ) AT TIME ZONE '
 CREATE OR REPLACE TEMP MACRO month_first(t) AS try_strptime(t, ['%m/%d/%Y %I:%M:%S %p', '%m/%d/%Y %H:%M:%S', '%m/%d/%Y %I:%M %p', '%m/%d/%Y %H:%M']);
 CREATE OR REPLACE TEMP MACRO day_first(t) AS try_strptime(t, ['%d/%m/%Y %I:%M:%S %p', '%d/%m/%Y %H:%M:%S', '%d/%m/%Y %I:%M %p', '%d/%m/%Y %H:%M',
     '%d.%m.%Y %H:%M:%S', '%d-%m-%Y %H:%M:%S', '%d.%m.%Y %H:%M', '%d-%m-%Y %H:%M']);
-CREATE OR REPLACE TEMP MACRO plain_spaces(t) AS trim(replace(replace(t, chr(8239), ' '), chr(160), ' '));
+CREATE OR REPLACE TEMP MACRO plain_spaces(t) AS
+    CASE WHEN strlen(t) = length(t) THEN t ELSE trim(replace(replace(t, chr(8239), ' '), chr(160), ' ')) END;
 -- -1 for what is not a count
 CREATE OR REPLACE TEMP MACRO token_count(t) AS CASE
-    WHEN t IS NULL OR t IN ('', 'null') THEN NULL
-    WHEN ltrim(t, '0123456789') = '' AND length(t) <= 18 THEN CAST(t AS BIGINT)
+    WHEN t IS NULL THEN NULL
+    WHEN t IN ('', 'null') THEN NULL
+    WHEN CAST(TRY_CAST(t AS UBIGINT) AS VARCHAR) = t AND length(t) <= 18 THEN CAST(t AS BIGINT)
     WHEN regexp_full_match(t, '\\s*[0-9]{1,18}(\\.0+)?\\s*') THEN CAST(split_part(trim(t), '.', 1) AS BIGINT)
     ELSE -1 END;
 CREATE OR REPLACE TEMP MACRO leading_text(body, stop, key) AS
@@ -71,7 +73,8 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> st
         f"{_by_contract({c.name: _over(c, c.counts[column]) for c in known if column in c.counts}) or 'NULL'} AS r_{column}"
         for column in COUNT_COLUMNS
     )
-    counts = ",\n    ".join(f"token_count(coalesce(r_{column}, {_USAGE_COUNTS[column]})) AS {column}" for column in COUNT_COLUMNS)
+    reported_or_used = ",\n    ".join(f"coalesce(r_{column}, {_USAGE_COUNTS[column]}) AS t_{column}" for column in COUNT_COLUMNS)
+    counts = ",\n    ".join(f"token_count(t_{column}) AS {column}" for column in COUNT_COLUMNS)
     placeholder = f"coalesce({_by_contract({c.name: _over(c, c.placeholder) for c in known})}, false)"
     bad_count = " ".join(f"WHEN {c} NOT BETWEEN 0 AND {_MAX_TOKENS} THEN 'invalid_count: {c} is not a number of tokens'" for c in COUNT_COLUMNS)
     earliest = f"TIMESTAMP '{start_date}'"
@@ -107,10 +110,14 @@ WITH parsed AS (
     CASE WHEN input_text LIKE '{{%' THEN TRY(json_transform(input_text, {literal(_DETAILS_SHAPE)})) END AS i,
     CASE WHEN output_text LIKE '{{%' THEN TRY(json_transform(output_text, {literal(_DETAILS_SHAPE)})) END AS o
     FROM details
-), counted AS (
+), texts AS (
     SELECT * EXCLUDE (event_time), plain_spaces(event_time) AS time_text,
-    {counts}
+    {reported_or_used}
     FROM opened
+), counted AS (
+    SELECT *,
+    {counts}
+    FROM texts
 ), timed AS (
     SELECT *, CASE WHEN substr(time_text, 5, 1) = '-' THEN utc(time_text) ELSE month_first(time_text) END AS first_reading
     FROM counted

@@ -3,11 +3,14 @@
 import codecs
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
+import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -21,9 +24,9 @@ from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest, Manifests, Se
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
 from aoai_usage_pipeline.usage.normalize import MACROS, TRUNCATED_BYTES, raw_events_select
 
+_TOKENS = "CAST(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)) AS BIGINT)"
 _CHUNK_BYTES = 160 * 2**20
 _FETCHES = 4
-_WRITES = 2
 _BATCH_ROWS = 16_384
 _SCHEMA = pa.schema(
     {
@@ -150,14 +153,12 @@ class Ingest:
         with engine.connect(self._lake.staging()) as db:
             db.execute(MACROS)
             self._decode(db, reads)
-            with concurrent.futures.ThreadPoolExecutor(_WRITES) as pool:
-                by_date = {work.date: [read for read in reads if read.file.capture_date == work.date] for work in chunk}
-                commits = {work.date: pool.submit(self._commit, db.cursor(), work, by_date[work.date]) for work in chunk}
-                for date, commit in commits.items():
-                    try:
-                        yield date, commit.result()
-                    except Changed:
-                        overtaken.append(date)
+            segments = self._write_segments(db, chunk, reads)
+            for work in chunk:
+                try:
+                    yield work.date, self._commit(db, work, [r for r in reads if r.file.capture_date == work.date], segments)
+                except Changed:
+                    overtaken.append(work.date)
         if overtaken:
             # another run replaced these manifests since we listed: look again, and read what still differs
             listed = self._list(overtaken)
@@ -207,7 +208,9 @@ class Ingest:
         read.size, read.content = len(content), hashlib.sha256(content).hexdigest()
         return content
 
-    def _commit(self, db: duckdb.DuckDBPyConnection, work: "_Work", reads: list[_Read]) -> Ingested | Unbalanced:
+    def _commit(
+        self, db: duckdb.DuckDBPyConnection, work: "_Work", reads: list[_Read], written: dict[tuple[dt.date, int], Segment]
+    ) -> Ingested | Unbalanced:
         """Write the date's new segments and replace its manifest; a run that is killed before leaves only unreferenced files."""
         if wrong := [read for read in reads if read.records != sum(read.counts)]:
             return Unbalanced("; ".join(f"{r.file.object.name}: {r.records} captured, {sum(r.counts)} came out" for r in wrong))
@@ -216,14 +219,11 @@ class Ingest:
         vanished = [entry for entry in before.files if entry.hour in work.hours and entry.blob not in listed]
         segments = [segment for segment in before.segments if segment.hour not in work.hours]
         for hour in sorted(work.hours):
-            segment = self._write_segment(
-                db,
-                f"{folder(work.date)}hour={hour:02}/",
-                [read for read in reads if read.file.window_start.hour == hour],
-                [entry for entry in vanished if entry.hour == hour and entry.records],
-                [s.name for s in before.segments if s.hour == hour],
-            )
-            segments += [dataclasses.replace(segment, hour=hour)] if segment else []
+            segment = written.get((work.date, hour))
+            if kept := [entry for entry in vanished if entry.hour == hour and entry.records]:
+                old = [s.name for s in before.segments if s.hour == hour]
+                segment = self._keep(db, f"{folder(work.date)}hour={hour:02}/", hour, segment, kept, old)
+            segments += [segment] if segment else []
         files = [entry for entry in before.files if entry.hour not in work.hours] + vanished + [read.entry() for read in reads]
         manifest = Manifest(
             capture_date=work.date,
@@ -237,44 +237,68 @@ class Ingest:
         self._collect(manifest, before)
         return Ingested(manifest, len(reads))
 
-    def _write_segment(self, db: duckdb.DuckDBPyConnection, prefix: str, reads: list[_Read], kept: list[FileEntry], old: list[str]) -> Segment | None:
-        """The segment of one hour: what was just read, and the rows of `kept` files out of the `old` segments."""
-        contents = sorted([(r.file.object.name, r.content) for r in reads if r.records] + [(e.blob, e.content) for e in kept])
-        if not contents:
-            return None
-        numbers = ", ".join(str(r.number) for r in reads)
-        rows = f"SELECT {tables.select_list(tables.RAW_EVENTS)} FROM events JOIN files USING (file) WHERE file IN ({numbers})"
-        if kept:
-            blobs = ", ".join(engine.literal(entry.blob) for entry in kept)
-            rows += f" UNION ALL BY NAME SELECT * FROM {engine.read_parquet(self._lake.local_paths(old))} WHERE blob IN ({blobs})"
-        counts = db.execute(
-            f"""SELECT CAST(usage_date AS VARCHAR), count(*), CAST(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)) AS BIGINT)
-            FROM ({rows}) GROUP BY 1"""
-        ).fetchall()
-        name = f"{prefix}{engine.digest(self.reader, contents)}.parquet"
-        self._write_once(db, name, rows)
-        usage_dates = {day: (events, tokens) for day, events, tokens in sorted(count for count in counts if count[0])}
-        parsed = sum(events for events, _ in usage_dates.values())
-        rows_ = sum(events for _, events, _ in counts)
-        return Segment(name, hour=0, rows=rows_, quarantined=rows_ - parsed, usage_dates=usage_dates)
+    def _write_segments(self, db: duckdb.DuckDBPyConnection, chunk: "list[_Work]", reads: list[_Read]) -> dict[tuple[dt.date, int], Segment]:
+        """One segment for each hour that was read, in one pass over `events`; hours without records have none."""
+        hours = {key: number for number, key in enumerate((work.date, hour) for work in chunk for hour in work.hours)}
+        of_file = pa.table(  # noqa: F841 - read by name below
+            {
+                "file": pa.array([r.number for r in reads], pa.int32()),
+                "segment": [hours[r.file.capture_date, r.file.window_start.hour] for r in reads],
+            }
+        )
+        db.execute("ALTER TABLE files ADD COLUMN segment BIGINT; UPDATE files SET segment = s.segment FROM of_file AS s WHERE files.file = s.file")
+        usage_dates: dict[int, dict[str | None, tuple[int, int]]] = {}
+        for number, day, events, tokens in db.execute(
+            f"SELECT segment, CAST(usage_date AS VARCHAR), count(*), {_TOKENS} FROM events JOIN files USING (file) GROUP BY 1, 2 ORDER BY ALL"
+        ).fetchall():
+            usage_dates.setdefault(number, {})[day] = (events, tokens)
+        target = self._lake.staging() / uuid.uuid4().hex
+        db.execute(
+            f"""COPY (SELECT {tables.select_list(tables.RAW_EVENTS)}, segment FROM events JOIN files USING (file))
+            TO {engine.literal(str(target))} (FORMAT parquet, PARTITION_BY (segment))"""
+        )
+        segments: dict[tuple[dt.date, int], Segment] = {}
+        for (date, hour), number in hours.items():
+            if number not in usage_dates:
+                continue
+            mine = [r for r in reads if r.records and r.file.capture_date == date and r.file.window_start.hour == hour]
+            name = f"{folder(date)}hour={hour:02}/{engine.digest(self.reader, sorted((r.file.object.name, r.content) for r in mine))}.parquet"
+            parts = sorted((target / f"segment={number}").iterdir())
+            if len(parts) > 1:
+                whole = target / f"{number}.parquet"
+                engine.copy(db, f"SELECT * FROM {engine.read_parquet([str(part) for part in parts])}", whole)
+                parts = [whole]
+            self._write_once(name, parts[0])
+            segments[date, hour] = _segment(name, hour, usage_dates[number])
+        shutil.rmtree(target, ignore_errors=True)
+        return segments
+
+    def _keep(self, db: duckdb.DuckDBPyConnection, prefix: str, hour: int, segment: Segment | None, kept: list[FileEntry], old: list[str]) -> Segment:
+        """The segment with the rows of files that are gone from the store, out of the hour's old segments."""
+        blobs = ", ".join(engine.literal(entry.blob) for entry in kept)
+        rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths(old))} WHERE blob IN ({blobs})"
+        if segment:
+            rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths([segment.name]))} UNION ALL BY NAME {rows}"
+        counts = db.execute(f"SELECT CAST(usage_date AS VARCHAR), count(*), {_TOKENS} FROM ({rows}) GROUP BY 1").fetchall()
+        name = f"{prefix}{engine.digest(segment.name if segment else '', sorted((e.blob, e.content) for e in kept))}.parquet"
+        staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
+        engine.copy(db, rows, staged)
+        self._write_once(name, staged)
+        return _segment(name, hour, {day: (events, tokens) for day, events, tokens in counts})
 
     def _write_quarantine(self, db: duckdb.DuckDBPyConnection, manifest: Manifest) -> str:
         segments = [segment.name for segment in manifest.segments if segment.quarantined]
         name = f"{folder(manifest.capture_date)}quarantine-{engine.digest(segments)}.parquet"
         source = engine.read_parquet(self._lake.local_paths(segments))
-        self._write_once(db, name, f"SELECT {tables.select_list(tables.QUARANTINE)} FROM {source} WHERE reason IS NOT NULL")
+        staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
+        engine.copy(db, f"SELECT {tables.select_list(tables.QUARANTINE)} FROM {source} WHERE reason IS NOT NULL", staged)
+        self._write_once(name, staged)
         return name
 
-    def _write_once(self, db: duckdb.DuckDBPyConnection, name: str, select: str) -> None:
-        """Write an object whose name says its content, unless it is there already."""
-        if self._lake.etag(name) is not None:
-            return
-        staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
-        engine.copy(db, select, staged)
-        try:
+    def _write_once(self, name: str, staged: Path) -> None:
+        """Put a staged file under a name that says its content, unless it is there already."""
+        with contextlib.suppress(Changed):
             self._lake.write(name, staged, replacing=None)
-        except Changed:
-            return
 
     def _collect(self, manifest: Manifest, before: Manifest) -> None:
         """Delete what no manifest names any more, after a grace period for readers of the previous manifest."""
@@ -285,6 +309,12 @@ class Ingest:
             named = stored.name in manifest.names() or stored.name in before.names() or stored.name.endswith("manifest.json")
             if not named and stored.modified < oldest:
                 self._lake.delete(stored.name)
+
+
+def _segment(name: str, hour: int, counts: dict[str | None, tuple[int, int]]) -> Segment:
+    usage_dates = {day: count for day, count in sorted(counts.items(), key=str) if day}
+    rows = sum(events for events, _ in counts.values())
+    return Segment(name, hour, rows, rows - sum(events for events, _ in usage_dates.values()), usage_dates)
 
 
 def _fetch_ahead(
