@@ -1,13 +1,14 @@
 # The three commands of the README. Everything lands in .venv, .azurite, .dagster_home and data, all ignored by git.
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 
 .PHONY: demo dev test bench clean
 
 demo: .venv/ready $(DAGSTER_HOME)/dagster.yaml
-	$(BIN)/aoai-usage simulate
-	$(BIN)/aoai-usage bill --from 2026-08-16 --to 2026-09-30
+	@$(BIN)/aoai-usage simulate
+	@$(BIN)/aoai-usage bill --from 2026-08-16 --to 2026-09-30
 	@echo "Next: make dev, then open http://127.0.0.1:3000"
 
 dev: .venv/ready $(DAGSTER_HOME)/dagster.yaml
@@ -26,19 +27,19 @@ clean:
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "Installing into .venv (once, about a minute)"
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
-	touch $@
+	@test -n "$(PYTHON)" || { echo "Python 3.11 to 3.14 is needed; name it with make PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
 
 .venv/ready-for-tests: .venv/ready requirements-test.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-test.lock
-	touch $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements-test.lock
+	@touch $@
 
 .azurite/ready: .venv/ready-for-tests
 	$(BIN)/npm install --no-package-lock --no-audit --no-fund --loglevel=error --prefix .azurite azurite@3.37.0
-	touch $@
+	@touch $@
 
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml
 	mkdir -p $(DAGSTER_HOME)
