@@ -73,7 +73,8 @@ def simulate(
         day = first + dt.timedelta(number)
         for at, partition, body in _day(day, requests_per_day, random.Random(f"{seed} {day}")):  # noqa: S311 - not for secrets
             hub.send(partition, at, body)
-        progress(number + 1, days * 2, f"simulated {day}")
+        if day.day % 10 == 1:
+            progress(number + 1, days * 2, f"simulated {day}")
     hub.flush()
     written = 0
     for number, ((partition, window), records) in enumerate(sorted(hub.windows.items(), key=lambda item: item[0][1])):
@@ -86,7 +87,7 @@ def simulate(
             written += 1
         except Changed:
             pass
-        if number % 200 == 0:
+        if number % 1000 == 0:
             progress(days + days * number // len(hub.windows), days * 2, f"wrote {name}")
     progress(days * 2, days * 2, "capture files written")
     return len(hub.windows), written

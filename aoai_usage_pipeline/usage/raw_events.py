@@ -27,6 +27,7 @@ from aoai_usage_pipeline.usage.normalize import MACROS, TRUNCATED_BYTES, raw_eve
 _TOKENS = "CAST(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)) AS BIGINT)"
 _CHUNK_BYTES = 160 * 2**20
 _FETCHES = 4
+_FILES_TOLD = 1000
 _BATCH_ROWS = 16_384
 _SCHEMA = pa.schema(
     {
@@ -93,6 +94,7 @@ class Ingest:
 
     def __init__(self, capture: ObjectStore, lake: ObjectStore, manifests: Manifests, names: NameFormat, start_date: dt.date) -> None:
         self._capture, self._lake, self._manifests, self._names, self._start_date = capture, lake, manifests, names, start_date
+        self._progress: Callable[[int, int, str], None] = lambda done, total, what: None
         self.reader = engine.digest(engine.code_digest("capture", "usage"), start_date)
 
     def changed(self, files: Iterable[CaptureFile], manifest: Manifest) -> dict[int, list[CaptureFile]]:
@@ -114,6 +116,7 @@ class Ingest:
         """Ingest the dates, several small ones in one pass; gives each date's result as soon as it is in the lake."""
         if not dates:
             return
+        self._progress = progress
         listed = self._list(dates)
         chunk: list[_Work] = []
         size = done = 0
@@ -187,7 +190,9 @@ class Ingest:
 
     def _batches(self, reads: list[_Read]) -> Iterator[pa.RecordBatch]:
         with concurrent.futures.ThreadPoolExecutor(_FETCHES) as pool:
-            for read, content in _fetch_ahead(pool, self._fetch, reads):
+            for number, (read, content) in enumerate(_fetch_ahead(pool, self._fetch, reads)):
+                if number % _FILES_TOLD == 0:
+                    self._progress(number, len(reads), f"read {read.file.object.name}")
                 if content is None:
                     continue
                 try:
