@@ -149,7 +149,7 @@ def _walk(content: bytes, position: int, maps: tuple[list[str], list[str]], *, d
             raise Unreadable(f"damaged: a block announces {count} records in {end - start} bytes, which is not what it holds")
     for field in (OFFSET, ENQUEUED):
         starts, sizes = records.fields[field::FIELDS], records.fields[field + 1 :: FIELDS]
-        b"".join([content[at : at + n] for at, n in zip(starts, sizes, strict=True)]).decode()
+        b"\0".join([content[at : at + n] for at, n in zip(starts, sizes, strict=True)]).decode()
     return records
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import datetime as dt
+import functools
 import re
 from collections.abc import Iterator
 
 from aoai_usage_pipeline.storage import ObjectStore, StoredObject
 
 _TOKENS = {
-    "Namespace": r"[^/]+",
+    "Namespace": r"[A-Za-z0-9-]+",
     "EventHub": r"[^/]+",
     "PartitionId": r"[^/]+?",
     "Year": r"\d{4}",
@@ -89,12 +90,9 @@ class NameFormat:
             yield from store.children(prefix)[1]
             return
         if set(re.findall(r"\{(\w+)\}", template)) <= set(_DATE_TOKENS):
-            # each day's path so far must agree with the prefix we stand in
-            days = [first + dt.timedelta(n) for n in range((last - first).days + 1)]
-            pattern = re.compile(_regex(done + "/" if done else ""))
-            fixed = {k: v for k, v in pattern.fullmatch(prefix).groupdict().items() if k in _DATE_TOKENS}  # type: ignore[union-attr]
-            days = [d for d in days if all(d.strftime(_DATE_TOKENS[k]) == v for k, v in fixed.items())]
-            names = sorted({re.sub(r"\{(\w+)\}", lambda m, d=d: d.strftime(_DATE_TOKENS[m.group(1)]), template) for d in days})
+            found = re.compile(_regex(done + "/" if done else "")).fullmatch(prefix)
+            fixed = tuple((token, value) for token, value in found.groupdict().items() if token in _DATE_TOKENS) if found else ()
+            names = _date_names(template, fixed, first, last)
             if len(names) > _MAX_PREFIXES and "{Day}" in template:
                 yield from store.objects(prefix)
                 return
@@ -107,6 +105,15 @@ class NameFormat:
                 yield from self._below(store, folder, level + 1, first, last)
 
 
+@functools.lru_cache(maxsize=4096)
+def _date_names(template: str, fixed: tuple[tuple[str, str], ...], first: dt.date, last: dt.date) -> list[str]:
+    """What a part of the name that holds only date tokens can be on the days from `first` to `last` that agree with the `fixed` tokens."""
+    days = (first + dt.timedelta(n) for n in range((last - first).days + 1))
+    days = (day for day in days if all(day.strftime(_DATE_TOKENS[token]) == value for token, value in fixed))
+    return sorted({re.sub(r"\{(\w+)\}", lambda m, day=day: day.strftime(_DATE_TOKENS[m.group(1)]), template) for day in days})
+
+
+@functools.lru_cache(maxsize=256)
 def _regex(template: str) -> str:
     seen: set[str] = set()
 

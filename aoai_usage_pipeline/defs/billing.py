@@ -13,8 +13,9 @@ from aoai_usage_pipeline.defs.common import (
     RANGE_END,
     RANGE_START,
     check_result,
+    checked_days,
     days_of,
-    fail_run,
+    report,
     schema_metadata,
     span,
     told,
@@ -66,15 +67,16 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
             )
         ],
         name="daily_billing_checks",
+        can_subset=True,
     )
     def checks(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> Iterator[dg.AssetCheckResult]:
         from aoai_usage_pipeline.reconcile import usage
 
         enrichment = pipeline.enrichment()
-        rows = usage.unbalanced_bill(pipeline.lake, enrichment, pipeline.daily_tables(enrichment), days_of(context))
+        days = checked_days(context, enrichment.days.existing)
+        rows = usage.unbalanced_bill(pipeline.lake, enrichment, pipeline.daily_tables(enrichment), days)
         result = check_result("daily_billing", _BILLED, dg.AssetCheckSeverity.ERROR, rows, "usage_date")
-        yield result
-        fail_run([result], [_BILLED])
+        yield from report(context, [result], [_BILLED])
 
     return daily_tables, checks
 

@@ -16,8 +16,9 @@ from aoai_usage_pipeline.defs.common import (
     RANGE_END,
     RANGE_START,
     check_result,
+    checked_days,
     days_of,
-    fail_run,
+    report,
     schema_metadata,
     span,
     spans,
@@ -69,13 +70,15 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         return dg.MaterializeResult(metadata={"days_with_new_files": sum(result.files_read > 0 for result in done.values())})
 
     @dg.multi_asset_check(
-        specs=[dg.AssetCheckSpec(name, asset="raw_events", description=text) for name, text in _CHECKS.items()], name="raw_events_checks"
+        specs=[dg.AssetCheckSpec(name, asset="raw_events", description=text) for name, text in _CHECKS.items()],
+        name="raw_events_checks",
+        can_subset=True,
     )
     def checks(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> Iterator[dg.AssetCheckResult]:
         from aoai_usage_pipeline.reconcile import capture, usage
 
-        dates = days_of(context)
         manifests = pipeline.manifests.all()
+        dates = checked_days(context, lambda: [manifest.capture_date for manifest in manifests])
         held = [
             {"capture_date": str(date), "blob": None, "captured": None, "parsed": None, "quarantined": None, "reason": reason}
             for date, reason in pipeline.held().get("raw_events", {}).items()
@@ -89,8 +92,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
             check_result("raw_events", "no_overlaps", WARN, capture.overlaps(manifests, dates), "capture_date"),
             check_result("raw_events", "no_quarantined_records", WARN, shown, "capture_date", quarantined),
         ]
-        yield from results
-        fail_run(results, [_BALANCED])
+        yield from report(context, results, [_BALANCED])
 
     return raw_events, checks
 

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
@@ -24,9 +24,16 @@ def daily(start_date: dt.date) -> dg.DailyPartitionsDefinition:
     return dg.DailyPartitionsDefinition(start_date=start_date.isoformat(), timezone="UTC", end_offset=1)
 
 
-def days_of(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> list[dt.date]:
+def days_of(context: dg.AssetExecutionContext) -> list[dt.date]:
     """The days of a run: one, or a range."""
     return [dt.date.fromisoformat(key) for key in context.partition_keys]
+
+
+def checked_days(context: dg.AssetCheckExecutionContext, everything: Callable[[], list[dt.date]]) -> list[dt.date]:
+    """The days of the run that a check belongs to; everything there is when the check is executed on its own."""
+    if context.run.tags.keys() & {RANGE_START, "dagster/partition"}:
+        return [dt.date.fromisoformat(key) for key in context.partition_keys]
+    return everything()
 
 
 def schema_metadata(table: str, columns: tuple[tables.Column, ...]) -> dict[str, object]:
@@ -82,12 +89,17 @@ def check_result(
     )
 
 
-def fail_run(results: Sequence[dg.AssetCheckResult], identities: Sequence[str]) -> None:
-    """End the run failed when a ledger identity does not hold, naming the days.
+def report(
+    context: dg.AssetCheckExecutionContext, results: Sequence[dg.AssetCheckResult], identities: Sequence[str]
+) -> Iterator[dg.AssetCheckResult]:
+    """Give the results that were asked for, then end the run failed when a ledger identity does not hold, naming the days.
 
     Dagster's own `blocking` would keep every day of a range from being billed. The stage holds the bad days itself and goes on with the
     others, so the checks only have to fail the run, after everything else was done.
     """
+    wanted = {key.name for key in context.selected_asset_check_keys}
+    results = [result for result in results if result.check_name in wanted]
+    yield from results
     failed = [result for result in results if not result.passed and result.check_name in identities]
     if failed:
         days = sorted({day for result in failed for day in str(result.metadata["days"].value).split(", ")})

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.defs.common import ONE_RUN, OWNERS, check_result, days_of, fail_run, schema_metadata, span, told
+from aoai_usage_pipeline.defs.common import ONE_RUN, OWNERS, check_result, checked_days, days_of, report, schema_metadata, span, told
 from aoai_usage_pipeline.pipeline import Pipeline
 
 _REQUESTS, _TOKENS = "accepted_plus_duplicates_is_parsed", "tokens_enriched_equal_raw"
@@ -57,11 +57,13 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
             for name, text in (_IDENTITIES | {name: text for name, (text, *_) in _WARNINGS.items()}).items()
         ],
         name="enriched_usage_checks",
+        can_subset=True,
     )
     def checks(context: dg.AssetCheckExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> Iterator[dg.AssetCheckResult]:
         from aoai_usage_pipeline.reconcile import usage
 
-        days, enrichment, lake = days_of(context), pipeline.enrichment(), pipeline.lake
+        enrichment, lake = pipeline.enrichment(), pipeline.lake
+        days = checked_days(context, enrichment.days.existing)
         error, warn = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
         results = [
             check_result("enriched_usage", _REQUESTS, error, usage.unbalanced_requests(enrichment, days), "usage_date"),
@@ -70,7 +72,6 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         for name, (_, condition, columns) in _WARNINGS.items():
             count, rows = usage.requests_where(lake, enrichment, days, condition, columns)
             results.append(check_result("enriched_usage", name, warn, rows, "usage_date", count))
-        yield from results
-        fail_run(results, list(_IDENTITIES))
+        yield from report(context, results, list(_IDENTITIES))
 
     return enriched_usage, checks

@@ -3,9 +3,9 @@
 import csv
 import dataclasses
 import datetime as dt
-import decimal
 import io
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -110,8 +110,13 @@ def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
     except UnicodeDecodeError as error:
         faults.append(f"{path}: not UTF-8 text (byte {error.start})")
         return ()
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = [name.strip() for name in next(reader, [])]
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        lines = [(reader.line_num, fields) for fields in reader]
+    except csv.Error as error:
+        faults.append(f"{path}: line {reader.line_num}: not CSV: {error}")
+        return ()
+    header = [name.strip() for name in lines[0][1]] if lines else []
     before = len(faults)
     for name in header:
         if name not in spec.columns or header.count(name) > 1:
@@ -122,10 +127,9 @@ def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
     if len(faults) > before:
         return ()
     rows: list[Row] = []
-    for fields in reader:
+    for line, fields in lines[1:]:
         if not any(field.strip() for field in fields):
             continue
-        line = reader.line_num
         if len(fields) != len(header):
             faults.append(f"{path}: line {line}: {len(fields)} values for {len(header)} columns")
             continue
@@ -134,8 +138,7 @@ def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
             faults.append(f"{path}: line {line}, column {column}: {message}")
 
         rows.append(_row(spec, line, dict(zip(header, (field.strip() for field in fields), strict=True)), fault))
-    if len(faults) == before:
-        faults.extend(f"{path}: {fault}" for fault in _conflicts(spec, rows))
+    faults.extend(f"{path}: {fault}" for fault in _conflicts(spec, rows))
     return tuple(rows)
 
 
@@ -172,17 +175,16 @@ def _check_price(values: dict[str, str | None], fault: Callable[[str, str], None
         fault("unit_tokens", f"{unit!r} is not a power of ten from 1 to {_MAX_UNIT_TOKENS}")
         return
     if price:
-        try:
-            amount = Decimal(price)
-        except decimal.InvalidOperation:
+        if not re.fullmatch(r"-?[0-9]{1,30}(\.[0-9]{0,30})?([eE][-+]?[0-9]{1,2})?", price):
             fault("unit_price", f"{price!r} is not a decimal number such as 2.50")
             return
-        if not amount.is_finite() or amount < 0:
+        amount = Decimal(price)
+        if amount < 0:
             fault("unit_price", f"{price!r} is not a price: it must not be negative")
-        elif amount != round(amount, _PLACES):
-            fault("unit_price", f"{price!r} has more than {_PLACES} decimal places")
         elif (tokens and amount / tokens >= _MAX_PRICE_PER_TOKEN) or amount >= Decimal(10) ** _PLACES:
             fault("unit_price", f"{price!r} is too large")
+        elif amount != round(amount, _PLACES):
+            fault("unit_price", f"{price!r} has more than {_PLACES} decimal places")
         else:
             values["unit_price"] = f"{amount:f}"
 
@@ -191,6 +193,8 @@ def _date(name: str, text: str, fault: Callable[[str, str], None]) -> dt.date | 
     if not text:
         return None
     try:
+        if len(text) != len("2026-09-01"):
+            raise ValueError
         return dt.date.fromisoformat(text)
     except ValueError:
         fault(name, f"{text!r} is not a date such as 2026-09-01")

@@ -40,8 +40,12 @@ class BlobStore:
                 self._container.create_container()
         except ResourceExistsError:
             pass
+        except HttpResponseError as error:
+            if error.status_code not in (401, 403):
+                raise
+            raise StorageError(f"{account_url} refused access to container {container}: {error.reason} ({error.status_code})") from error
         except ClientAuthenticationError as error:
-            raise StorageError(f"{account_url} refused the sign-in: {error.reason or error.exc_type}") from error
+            raise StorageError(f"no sign-in for {account_url}: {error.message}") from error
         self._local = Path(tempfile.mkdtemp(prefix="aoai-usage-"))
         weakref.finalize(self, shutil.rmtree, self._local, ignore_errors=True)
 
@@ -147,7 +151,10 @@ def _container_client(account_url: str, container: str, connection_string: str |
         return ContainerClient(account_url, container, credential=DefaultAzureCredential())
     if not connection_string:
         raise StorageError(f"{account_url} is not an Azure endpoint: set AZURE_STORAGE_CONNECTION_STRING to the emulator's")
-    service = BlobServiceClient.from_connection_string(connection_string)
+    try:
+        service = BlobServiceClient.from_connection_string(connection_string)
+    except ValueError as error:
+        raise StorageError(f"AZURE_STORAGE_CONNECTION_STRING is not a connection string: {error}") from None
     if service.url.rstrip("/") != account_url.rstrip("/"):
         raise StorageError(f"AZURE_STORAGE_CONNECTION_STRING is for {service.url}, but the container is at {account_url}")
     return service.get_container_client(container)

@@ -35,12 +35,15 @@ _USAGE_COUNTS = {
 
 MACROS = """
 CREATE OR REPLACE TEMP MACRO utc(t) AS TRY_CAST(t AS TIMESTAMPTZ) AT TIME ZONE 'UTC';
+CREATE OR REPLACE TEMP MACRO is_iso(t) AS TRY_CAST(left(t, 4) AS USMALLINT) IS NOT NULL AND substr(t, 5, 1) = '-';
 -- a time as .NET writes it in some culture, month first or day first
 CREATE OR REPLACE TEMP MACRO month_first(t) AS try_strptime(t, ['%m/%d/%Y %I:%M:%S %p', '%m/%d/%Y %H:%M:%S', '%m/%d/%Y %I:%M %p', '%m/%d/%Y %H:%M']);
 CREATE OR REPLACE TEMP MACRO day_first(t) AS try_strptime(t, ['%d/%m/%Y %I:%M:%S %p', '%d/%m/%Y %H:%M:%S', '%d/%m/%Y %I:%M %p', '%d/%m/%Y %H:%M',
     '%d.%m.%Y %H:%M:%S', '%d-%m-%Y %H:%M:%S', '%d.%m.%Y %H:%M', '%d-%m-%Y %H:%M']);
 CREATE OR REPLACE TEMP MACRO plain_spaces(t) AS
     CASE WHEN strlen(t) = length(t) THEN t ELSE trim(replace(replace(t, chr(8239), ' '), chr(160), ' ')) END;
+-- half a surrogate pair, which cut-off emoji leave behind, and a byte order mark make JSON invalid and mean nothing to us
+CREATE OR REPLACE TEMP MACRO mended(body) AS regexp_replace(body, '^\\x{FEFF}|\\\\u[dD][89a-fA-F][0-9a-fA-F]{2}', '', 'g');
 -- -1 for what is not a count
 CREATE OR REPLACE TEMP MACRO token_count(t) AS CASE
     WHEN t IS NULL THEN NULL
@@ -49,7 +52,8 @@ CREATE OR REPLACE TEMP MACRO token_count(t) AS CASE
     WHEN regexp_full_match(t, '\\s*[0-9]{1,18}(\\.0+)?\\s*') THEN CAST(split_part(trim(t), '.', 1) AS BIGINT)
     ELSE -1 END;
 CREATE OR REPLACE TEMP MACRO leading_text(body, stop, key) AS
-    nullif(regexp_extract(split_part(body, '"' || stop || '"', 1), '"' || key || '"\\s*:\\s*"([^"\\\\]*)"', 1), '');
+    nullif(TRY(CAST(regexp_extract(
+        split_part(body, '"' || stop || '"', 1), '"' || key || '"\\s*:\\s*("(?:[^"\\\\]|\\\\.)*")', 1) AS JSON) ->> '$'), '');
 """
 
 
@@ -63,7 +67,9 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> st
     known = contracts()
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
     parsed = ",\n    ".join(
-        f"CASE WHEN contains(body, {literal(c.marker)}) THEN TRY(json_transform(body, {literal(c.shape_json)})) END AS e_{c.name}" for c in known
+        f"CASE WHEN contains(body, {literal(c.marker)}) THEN coalesce(TRY(json_transform(body, {literal(c.shape_json)})), "
+        f"TRY(json_transform(mended(body), {literal(c.shape_json)}))) END AS e_{c.name}"
+        for c in known
     )
     contract = " ".join(f"WHEN e_{c.name} IS NOT NULL AND ({_over(c, c.matches)}) THEN {literal(c.name)}" for c in known)
     cut = " ".join(f"WHEN contains(body, {literal(c.marker)}) THEN {literal(c.name)}" for c in known if c.truncated) or "WHEN false THEN NULL"
@@ -119,18 +125,20 @@ WITH parsed AS (
     {counts}
     FROM texts
 ), timed AS (
-    SELECT *, CASE WHEN substr(time_text, 5, 1) = '-' THEN utc(time_text) ELSE month_first(time_text) END AS first_reading
+    SELECT *, CASE WHEN is_iso(time_text) THEN utc(time_text) ELSE month_first(time_text) END AS first_reading
     FROM counted
 ), timed_again AS (
     -- where the first reading does not fit the hub's clock, the day may come first; where neither does, the first one is taken
     SELECT *, CASE WHEN first_reading BETWEEN enqueued_at - INTERVAL 1 HOUR AND enqueued_at + INTERVAL 1 DAY THEN NULL
-        WHEN substr(time_text, 5, 1) = '-' THEN NULL ELSE day_first(time_text) END AS second_reading
+        WHEN is_iso(time_text) THEN NULL ELSE day_first(time_text) END AS second_reading,
+    -- AM and PM speak for the month first, so a day-first reading must fit better to be believed
+    CASE WHEN regexp_matches(time_text, '[AP]M$') THEN INTERVAL 1 HOUR ELSE INTERVAL 2 DAY END AS tolerance
     FROM timed
 ), own AS (
     SELECT *, CASE
-        WHEN second_reading BETWEEN greatest(enqueued_at - INTERVAL 1 HOUR, {earliest}) AND enqueued_at + INTERVAL 1 DAY THEN second_reading
+        WHEN second_reading BETWEEN greatest(enqueued_at - tolerance, {earliest}) AND enqueued_at + INTERVAL 1 DAY THEN second_reading
         WHEN first_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN first_reading
-        WHEN second_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN second_reading
+        WHEN first_reading IS NULL AND second_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN second_reading
         END AS own_time
     FROM timed_again
 ), completed AS (
@@ -149,7 +157,7 @@ WITH parsed AS (
         WHEN NOT valid THEN 'not_utf8: the body is not UTF-8 text'
         WHEN body IS NULL THEN 'null_body: the record has no body'
         WHEN contract IS NULL THEN CASE
-            WHEN trim(body) = '' THEN 'empty_body: the body is blank'
+            WHEN trim(body, ' \t\r\n') = '' THEN 'empty_body: the body is blank'
             WHEN NOT json_valid(body) THEN 'invalid_json: the body is not JSON'
             WHEN json_type(body) <> 'OBJECT' THEN 'unknown_contract: the body is not a JSON object'
             ELSE 'unknown_contract: top-level fields ' || left(array_to_string(list_sort(json_keys(body)), ', '), 200) END

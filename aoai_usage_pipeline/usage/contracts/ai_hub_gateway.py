@@ -31,7 +31,7 @@ CONTRACT = Contract(
         "cachedTokens": "VARCHAR",
         "audioTokens": "VARCHAR",
     },
-    matches="e.timestamp IS NOT NULL AND (e.subscriptionId IS NOT NULL OR e.appId IS NOT NULL)",
+    matches="(e.timestamp IS NOT NULL OR e.promptTokens IS NOT NULL) AND (e.subscriptionId IS NOT NULL OR e.appId IS NOT NULL)",
     fields={
         "request_id": _known("id"),
         "event_time": "e.timestamp",

@@ -17,7 +17,7 @@ CONTRACT = Contract(
         "OperationName": "VARCHAR",
         "Tokens": "VARCHAR",
     },
-    matches="e.RequestId IS NOT NULL OR (e.SubscriptionId IS NOT NULL AND e.EventTime IS NOT NULL)",
+    matches="e.RequestId IS NOT NULL OR (e.SubscriptionId IS NOT NULL AND coalesce(e.EventTime, e.ServiceName) IS NOT NULL)",
     fields={
         "request_id": "e.RequestId",
         "event_time": "e.EventTime",
