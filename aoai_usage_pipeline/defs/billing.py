@@ -8,6 +8,7 @@ import dagster as dg
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.defs.common import (
+    GROUP,
     ONE_RUN,
     OWNERS,
     RANGE_END,
@@ -34,7 +35,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
             dg.AssetSpec(
                 name,
                 deps=["enriched_usage"],
-                group_name="billing",
+                group_name=GROUP,
                 owners=OWNERS,
                 kinds={"duckdb", "parquet"},
                 description=text,

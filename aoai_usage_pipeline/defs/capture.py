@@ -11,6 +11,7 @@ import dagster as dg
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.defs.common import (
+    GROUP,
     ONE_RUN,
     OWNERS,
     RANGE_END,
@@ -48,7 +49,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=ONE_RUN,
-        group_name="capture",
+        group_name=GROUP,
         owners=OWNERS,
         kinds={"azureblob", "parquet"},
         metadata=schema_metadata("raw_events", tables.RAW_EVENTS),

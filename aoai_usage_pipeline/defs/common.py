@@ -13,6 +13,7 @@ from aoai_usage_pipeline.pipeline import Pipeline, Progress
 for _parameter in ("backfill_policy", "allow_nonexistent_upstream_partitions"):
     warnings.filterwarnings("ignore", message=f".*`{_parameter}`", category=dg.BetaWarning)
 
+GROUP = "aoai_usage"
 OWNERS = ["team:finops-platform"]
 ONE_RUN = dg.BackfillPolicy.single_run()
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"

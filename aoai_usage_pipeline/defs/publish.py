@@ -3,13 +3,13 @@
 import dagster as dg
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.defs.common import ONE_RUN, OWNERS
+from aoai_usage_pipeline.defs.common import GROUP, ONE_RUN, OWNERS
 from aoai_usage_pipeline.pipeline import Pipeline
 
 
 @dg.asset(
     backfill_policy=ONE_RUN,
-    group_name="publish",
+    group_name=GROUP,
     owners=OWNERS,
     kinds={"duckdb"},
     deps=["raw_events", "enriched_usage", "daily_usage", "daily_billing"],

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import dagster as dg
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.defs.common import ONE_RUN, OWNERS, check_result, checked_days, days_of, report, schema_metadata, span, told
+from aoai_usage_pipeline.defs.common import GROUP, ONE_RUN, OWNERS, check_result, checked_days, days_of, report, schema_metadata, span, told
 from aoai_usage_pipeline.pipeline import Pipeline
 
 _REQUESTS, _TOKENS = "accepted_plus_duplicates_is_parsed", "tokens_enriched_equal_raw"
@@ -35,7 +35,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
     @dg.asset(
         partitions_def=partitions,
         backfill_policy=ONE_RUN,
-        group_name="usage",
+        group_name=GROUP,
         owners=OWNERS,
         kinds={"duckdb", "parquet"},
         metadata=schema_metadata("enriched_usage", tables.ENRICHED_USAGE),
