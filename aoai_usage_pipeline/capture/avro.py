@@ -6,6 +6,7 @@ Unlike fastavro, the walk notices a block that holds more than the records it an
 """
 
 import array
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -37,6 +38,12 @@ _MAX_VARINT_SHIFT = 63
 
 
 FIELDS, OFFSET, ENQUEUED, BODY = 7, 1, 3, 5
+
+
+_known_headers: dict[bytes, tuple[str, tuple[list[str], list[str]]]] = {}
+"""Headers that fastavro has read, without the sync marker behind them: the files of a hub all have the same."""
+
+_MAX_KNOWN_HEADERS = 8
 
 
 class Unreadable(Exception):
@@ -71,6 +78,10 @@ def read(content: bytes) -> Records:
         raise Unreadable("not an Avro file: it does not start with the Avro marker")
     rows: list[dict[str, Any]] = []
     try:
+        for header, (codec, maps) in _known_headers.items():
+            if content.startswith(header):
+                with contextlib.suppress(_Unusual, IndexError, UnicodeDecodeError, OverflowError, zlib.error):
+                    return _walk(content, len(header) + 16, maps, deflated=codec == "deflate")
         file = io.BytesIO(content)
         reader = fastavro.reader(file)
         fields: list[dict[str, Any]] = reader.writer_schema["fields"]  # type: ignore[index,call-overload,assignment]
@@ -78,7 +89,10 @@ def read(content: bytes) -> Records:
             raise Unreadable(f"not an Event Hubs Capture file: its schema lacks {', '.join(missing)}")
         if reader.codec in ("null", "deflate") and (maps := _map_types(fields)):
             try:
-                return _walk(content, file.tell(), maps, deflated=reader.codec == "deflate")
+                records = _walk(content, file.tell(), maps, deflated=reader.codec == "deflate")
+                if len(_known_headers) < _MAX_KNOWN_HEADERS:
+                    _known_headers[content[: file.tell() - 16]] = (reader.codec, maps)
+                return records
             except (_Unusual, IndexError, UnicodeDecodeError, OverflowError, zlib.error):
                 pass  # fastavro reads it, or says what is wrong with it
         rows.extend(reader)  # type: ignore[arg-type]

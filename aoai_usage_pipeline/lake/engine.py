@@ -4,6 +4,7 @@ import contextlib
 import datetime as dt
 import hashlib
 import json
+import uuid
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,18 +16,24 @@ GRACE = dt.timedelta(days=1)
 """How long an object that nothing refers to any more is kept for readers of the previous state."""
 
 
-@contextlib.contextmanager
-def connect(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A connection with a bounded memory that spills to the folder `spill`; UTC, exact, no extension is ever loaded from a network."""
+def open_connection(spill: Path) -> duckdb.DuckDBPyConnection:
+    """A connection with a bounded memory that spills to the folder `spill`; UTC, and no extension is ever loaded from a network."""
     config = {
         "memory_limit": MEMORY_LIMIT,
-        "temp_directory": str(spill / "spill"),
+        "temp_directory": str(spill / f"spill-{uuid.uuid4().hex}"),
         "preserve_insertion_order": False,
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }
-    with duckdb.connect(":memory:", config=config) as connection:
-        connection.execute("SET TimeZone = 'UTC'")
+    connection = duckdb.connect(":memory:", config=config)
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection
+
+
+@contextlib.contextmanager
+def connect(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """`open_connection`, closed in the end."""
+    with open_connection(spill) as connection:
         yield connection
 
 

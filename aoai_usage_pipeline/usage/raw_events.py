@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
+import itertools
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,8 @@ _TOKENS = "CAST(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0))
 _CHUNK_BYTES = 160 * 2**20
 _FETCHES = 4
 _FILES_TOLD = 1000
-_BATCH_ROWS = 16_384
+_BATCH_ROWS = 8_192
+_BATCH_BYTES = 8 * 2**20
 _SCHEMA = pa.schema(
     {
         "file": pa.int32(),
@@ -118,23 +120,49 @@ class Ingest:
             return
         self._progress = progress
         listed = self._list(dates)
-        chunk: list[_Work] = []
-        size = done = 0
-        for date in sorted(dates):
-            work = self._work(date, listed[date])
-            if work.hours:
-                chunk.append(work)
-                size += sum(file.object.size for files in work.hours.values() for file in files)
-            else:
-                done += 1
-                yield date, Ingested(work.before, 0)
-            if size >= _CHUNK_BYTES:
-                yield from self._ingest(chunk)
+        overtaken: list[dt.date] = []
+        waiting: concurrent.futures.Future[list[tuple[dt.date, Ingested | Unbalanced | None]]] | None = None
+        done = 0
+        # while one chunk is written, the next one is decoded
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            for chunk in self._chunks(dates, listed):
+                unchanged = [work for work in chunk if not work.hours]
+                changed = [work for work in chunk if work.hours]
+                yield from ((work.date, Ingested(work.before, 0)) for work in unchanged)
+                if changed:
+                    decoded = self._decode(changed)
+                    if waiting:
+                        yield from self._split(waiting.result(), overtaken)
+                    waiting = pool.submit(self._write, changed, *decoded)
                 done += len(chunk)
+                progress(done, len(dates), f"decoded up to {chunk[-1].date}")
+            if waiting:
+                yield from self._split(waiting.result(), overtaken)
+        if overtaken:
+            # another run replaced these manifests since we listed: look again, and read what still differs
+            yield from self.run(overtaken, progress)
+
+    def _chunks(self, dates: Sequence[dt.date], listed: dict[dt.date, list[CaptureFile]]) -> "Iterator[list[_Work]]":
+        chunk: list[_Work] = []
+        size = 0
+        for date in sorted(dates):
+            chunk.append(self._work(date, listed[date]))
+            size += sum(file.object.size for files in chunk[-1].hours.values() for file in files)
+            if size >= _CHUNK_BYTES:
+                yield chunk
                 chunk, size = [], 0
-                progress(done, len(dates), f"ingested up to {date}")
-        yield from self._ingest(chunk)
-        progress(len(dates), len(dates), "ingested")
+        if chunk:
+            yield chunk
+
+    @staticmethod
+    def _split(
+        results: list[tuple[dt.date, Ingested | Unbalanced | None]], overtaken: list[dt.date]
+    ) -> Iterator[tuple[dt.date, Ingested | Unbalanced]]:
+        for date, result in results:
+            if result is None:
+                overtaken.append(date)
+            else:
+                yield date, result
 
     def _list(self, dates: Sequence[dt.date]) -> dict[dt.date, list[CaptureFile]]:
         listed: dict[dt.date, list[CaptureFile]] = {date: [] for date in dates}
@@ -147,30 +175,12 @@ class Ingest:
         manifest, etag = self._manifests.get(date)
         return _Work(date, manifest, etag, self.changed(listed, manifest))
 
-    def _ingest(self, chunk: "list[_Work]") -> Iterator[tuple[dt.date, Ingested | Unbalanced]]:
-        if not chunk:
-            return
-        files = (file for work in chunk for hour in sorted(work.hours) for file in sorted(work.hours[hour], key=lambda f: f.object.name))
-        reads = [_Read(file, number) for number, file in enumerate(files)]
-        overtaken: list[dt.date] = []
-        with engine.connect(self._lake.staging()) as db:
-            db.execute(MACROS)
-            self._decode(db, reads)
-            segments = self._write_segments(db, chunk, reads)
-            for work in chunk:
-                try:
-                    yield work.date, self._commit(db, work, [r for r in reads if r.file.capture_date == work.date], segments)
-                except Changed:
-                    overtaken.append(work.date)
-        if overtaken:
-            # another run replaced these manifests since we listed: look again, and read what still differs
-            listed = self._list(overtaken)
-            again = [self._work(date, listed[date]) for date in overtaken]
-            yield from ((work.date, Ingested(work.before, 0)) for work in again if not work.hours)
-            yield from self._ingest([work for work in again if work.hours])
-
-    def _decode(self, db: duckdb.DuckDBPyConnection, reads: list[_Read]) -> None:
+    def _decode(self, chunk: "list[_Work]") -> tuple[duckdb.DuckDBPyConnection, list[_Read]]:
         """Stream every file into the table `events`, decoding in one thread while the engine parses in the others."""
+        files_of = (file for work in chunk for hour in sorted(work.hours) for file in sorted(work.hours[hour], key=lambda f: f.object.name))
+        reads = [_Read(file, number) for number, file in enumerate(files_of)]
+        db = engine.open_connection(self._lake.staging())
+        db.execute(MACROS)
         files = pa.table(  # noqa: F841 - read by name below
             {
                 "file": pa.array([r.number for r in reads], pa.int32()),
@@ -187,8 +197,24 @@ class Ingest:
         counted = "SELECT file, count(*) FILTER (reason IS NULL), count(*) FILTER (reason IS NOT NULL) FROM events GROUP BY ALL"
         for number, parsed, quarantined in db.execute(counted).fetchall():
             reads[number].counts = (parsed, quarantined)
+        return db, reads
+
+    def _write(self, chunk: "list[_Work]", db: duckdb.DuckDBPyConnection, reads: list[_Read]) -> list[tuple[dt.date, Ingested | Unbalanced | None]]:
+        """Write a decoded chunk's segments and replace the manifests; None for a date that another run was faster with."""
+        results: list[tuple[dt.date, Ingested | Unbalanced | None]] = []
+        with db:
+            segments = self._write_segments(db, chunk, reads)
+            for work in chunk:
+                try:
+                    results.append((work.date, self._commit(db, work, [r for r in reads if r.file.capture_date == work.date], segments)))
+                except Changed:
+                    results.append((work.date, None))
+        return results
 
     def _batches(self, reads: list[_Read]) -> Iterator[pa.RecordBatch]:
+        """The records of all files; small files share a batch, and a large one is cut into several."""
+        group: list[tuple[_Read, avro.Records]] = []
+        rows = 0
         with concurrent.futures.ThreadPoolExecutor(_FETCHES) as pool:
             for number, (read, content) in enumerate(_fetch_ahead(pool, self._fetch, reads)):
                 if number % _FILES_TOLD == 0:
@@ -200,9 +226,15 @@ class Ingest:
                 except avro.Unreadable as error:
                     read.reason = str(error)
                     continue
-                if len(records):
-                    batch = _batch(read, records)
-                    yield from (batch.slice(at, _BATCH_ROWS) for at in range(0, len(batch), _BATCH_ROWS))
+                if not len(records):
+                    continue
+                group.append((read, records))
+                rows += len(records)
+                if rows >= _BATCH_ROWS or sum(len(r.content) for _, r in group) >= _BATCH_BYTES:
+                    yield from _cut(_batch(group))
+                    group, rows = [], 0
+        if group:
+            yield from _cut(_batch(group))
 
     def _fetch(self, read: _Read) -> bytes | None:
         try:
@@ -336,19 +368,34 @@ def _fetch_ahead(
         yield first, content.result()
 
 
-def _batch(read: _Read, records: avro.Records) -> pa.RecordBatch:
-    count = len(records)
-    fields = np.frombuffer(records.fields, np.int64).reshape(count, avro.FIELDS)
-    read.records, read.first, read.last = count, int(fields[:, 0].min()), int(fields[:, 0].max())
-    text, valid = _bodies(records, fields)
+def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    return (batch.slice(at, 2 * _BATCH_ROWS) for at in range(0, len(batch), 2 * _BATCH_ROWS))
+
+
+def _batch(group: list[tuple[_Read, avro.Records]]) -> pa.RecordBatch:
+    counts = [len(records) for _, records in group]
+    fields = np.concatenate([np.frombuffer(records.fields, np.int64) for _, records in group]).reshape(-1, avro.FIELDS)
+    at = 0
+    for (read, _), count in zip(group, counts, strict=True):
+        numbers = fields[at : at + count, 0]
+        read.records, read.first, read.last = count, int(numbers.min()), int(numbers.max())
+        at += count
+    content = group[0][1].content
+    if len(group) > 1:
+        content = b"".join(records.content for _, records in group)
+        starts = list(itertools.accumulate((len(records.content) for _, records in group[:-1]), initial=0))
+        fields[:, [avro.OFFSET, avro.ENQUEUED, avro.BODY]] += np.repeat(np.array(starts, np.int64), counts)[:, None]
+    which = np.repeat(np.arange(len(group), dtype=np.int32), counts)
+    partitions = [f"{read.file.namespace}/{read.file.event_hub}/{read.file.partition_id}" for read, _ in group]
+    text, valid = _bodies(content, fields)
     return pa.record_batch(
         [
-            pa.repeat(pa.scalar(read.number, pa.int32()), count),
-            pa.repeat(pa.scalar(f"{read.file.namespace}/{read.file.event_hub}/{read.file.partition_id}"), count).dictionary_encode(),
-            pa.repeat(pa.scalar(read.file.window_start, pa.timestamp("us")), count),
-            pa.array(fields[:, 0]),
-            _views(records.content, fields, avro.OFFSET),
-            _views(records.content, fields, avro.ENQUEUED),
+            pa.array(np.array([read.number for read, _ in group], np.int32)[which]),
+            pa.DictionaryArray.from_arrays(pa.array(which), pa.array(partitions)),
+            pa.array(np.array([read.file.window_start for read, _ in group], "datetime64[us]")[which]),
+            pa.array(fields[:, 0].copy()),
+            _views(content, fields, avro.OFFSET),
+            _views(content, fields, avro.ENQUEUED),
             text,
             valid,
             pa.array(np.maximum(fields[:, avro.BODY + 1], 0)),
@@ -357,17 +404,17 @@ def _batch(read: _Read, records: avro.Records) -> pa.RecordBatch:
     )
 
 
-def _bodies(records: avro.Records, fields: np.ndarray) -> tuple[pa.Array, pa.Array]:
+def _bodies(content: bytes, fields: np.ndarray) -> tuple[pa.Array, pa.Array]:
     """The bodies as text, and whether each one is UTF-8."""
-    size = fields[:, avro.BODY + 1]
+    start, size = fields[:, avro.BODY], fields[:, avro.BODY + 1]
     if size.max() < TRUNCATED_BYTES:
-        text = _views(records.content, fields, avro.BODY)
+        text = _views(content, fields, avro.BODY)
         try:
             text.validate(full=True)
-            return text, pa.repeat(pa.scalar(True), len(records))
+            return text, pa.repeat(pa.scalar(True), len(fields))
         except pa.ArrowInvalid:
             pass
-    decoded = [_text(body) for body in records.texts(avro.BODY)]
+    decoded = [_text(content[at : at + n]) if n >= 0 else None for at, n in zip(start.tolist(), size.tolist(), strict=True)]
     valid = pa.array([text is not None or n < 0 for text, n in zip(decoded, size, strict=True)])
     return pa.array(decoded, pa.string_view()), valid
 
@@ -394,9 +441,7 @@ def _views(content: bytes, fields: np.ndarray, field: int) -> pa.Array:
     return pa.Array.from_buffers(pa.string_view(), len(size), buffers)
 
 
-def _text(body: bytes | None) -> str | None:
-    if body is None:
-        return None
+def _text(body: bytes) -> str | None:
     # a body that the gateway cut off may end inside a character
     whole = len(body) < TRUNCATED_BYTES
     try:
