@@ -169,22 +169,30 @@ def test_a_range_run_materializes_every_partition_with_its_row_count(tmp_path: P
     assert rows(pipeline, "SELECT count(*) FROM daily_usage") == [(2,)]
 
 
-@pytest.mark.slow
-def test_dagster_asset_materialize_over_a_range(tmp_path: Path) -> None:
-    pipeline = installation(tmp_path)
-    capture_days(pipeline, DAY, 3)
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home/dagster.yaml").write_text("telemetry: {enabled: false}\n")
+def materialize(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`dagster asset materialize` of every asset, in a process of its own."""
+    (root / "home").mkdir(exist_ok=True)
+    (root / "home/dagster.yaml").write_text("telemetry: {enabled: false}\n")
     settings = {"CAPTURE_URL": "capture", "LAKE_URL": "lake", "WAREHOUSE_PATH": "warehouse.duckdb", "REFERENCE_DIR": "reference"}
-    environment = {f"AOAI_{name}": str(tmp_path / path) for name, path in settings.items()}
+    environment = {f"AOAI_{name}": str(root / path) for name, path in settings.items()}
+    environment |= {"DAGSTER_HOME": str(root / "home"), "AOAI_START_DATE": "2026-01-01"}
     command = [str(Path(sys.executable).parent / "dagster"), "asset", "materialize", "--select", "*", "-m", "aoai_usage_pipeline.definitions"]
-    done = subprocess.run(
-        [*command, "--partition-range", f"{DAY:%Y-%m-%d}...{DAY + 3 * ONE_DAY:%Y-%m-%d}"],
-        env=os.environ | environment | {"DAGSTER_HOME": str(tmp_path / "home"), "AOAI_START_DATE": "2026-01-01"},
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
+    return subprocess.run([*command, *arguments], env=os.environ | environment, cwd=root, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_dagster_asset_materialize(tmp_path: Path) -> None:
+    pipeline = installation(tmp_path)
+    capture_days(pipeline, DAY, 4)
+    billed = "SELECT usage_date - DATE '2026-10-05', requests, cost > 0 FROM daily_usage ORDER BY 1"
+    done = materialize(tmp_path, "--partition", f"{DAY + ONE_DAY:%Y-%m-%d}")
     assert done.returncode == 0, done.stderr
-    assert rows(pipeline, "SELECT usage_date, cost > 0 FROM daily_usage ORDER BY 1") == [((DAY + n * ONE_DAY).date(), True) for n in range(3)]
+    assert rows(pipeline, billed) == [(1, 1, True)]
+    two_currencies_on(pipeline, DAY + 2 * ONE_DAY)
+    done = materialize(tmp_path, "--partition-range", f"{DAY:%Y-%m-%d}...{DAY + 3 * ONE_DAY:%Y-%m-%d}")
+    assert done.returncode != 0
+    assert f"held: {DAY + 2 * ONE_DAY:%Y-%m-%d}" in done.stderr
+    assert rows(pipeline, billed) == [(n, 1, True) for n in (0, 1, 3)]
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------------------

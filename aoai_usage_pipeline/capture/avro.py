@@ -79,7 +79,7 @@ def read(content: bytes) -> Records:
     rows: list[dict[str, Any]] = []
     try:
         for header, (codec, maps) in _known_headers.items():
-            if content.startswith(header):
+            if content.startswith(header) and len(content) >= len(header) + 16:
                 with contextlib.suppress(_Unusual, IndexError, UnicodeDecodeError, OverflowError, zlib.error):
                     return _walk(content, len(header) + 16, maps, deflated=codec == "deflate")
         file = io.BytesIO(content)
