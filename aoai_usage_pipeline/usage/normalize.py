@@ -66,9 +66,10 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> st
     """
     known = contracts()
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
-    parsed = ",\n    ".join(
-        f"CASE WHEN contains(body, {literal(c.marker)}) THEN coalesce(TRY(json_transform(body, {literal(c.shape_json)})), "
-        f"TRY(json_transform(mended(body), {literal(c.shape_json)}))) END AS e_{c.name}"
+    # the marker is looked for in the first keys, and all through the body only where that recognises nothing
+    parsed = ",\n    ".join(f"CASE WHEN contains(left(body, 400), {literal(c.marker)}) THEN {_parse(c)} END AS e_{c.name}" for c in known)
+    parsed_again = ",\n    ".join(
+        f"CASE WHEN first_contract IS NOT NULL THEN e_{c.name} WHEN contains(body, {literal(c.marker)}) THEN {_parse(c)} END AS e_{c.name}"
         for c in known
     )
     contract = " ".join(f"WHEN e_{c.name} IS NOT NULL AND ({_over(c, c.matches)}) THEN {literal(c.name)}" for c in known)
@@ -91,11 +92,15 @@ WITH parsed AS (
     {parsed}
     FROM {source}
 ), recognised AS (
-    SELECT *, CASE {contract} END AS whole_contract FROM parsed
+    SELECT *, CASE {contract} END AS first_contract FROM parsed
+), parsed_again AS (
+    SELECT * REPLACE ({parsed_again}) FROM recognised
+), recognised_again AS (
+    SELECT *, CASE WHEN first_contract IS NOT NULL THEN first_contract ELSE CASE {contract} END END AS whole_contract FROM parsed_again
 ), cut AS (
     SELECT *, CASE WHEN whole_contract IS NULL AND bytes >= {TRUNCATED_BYTES}
         THEN CASE WHEN NOT json_valid(body) THEN CASE {cut} END END END AS cut_contract
-    FROM recognised
+    FROM recognised_again
 ), fields AS (
     SELECT * EXCLUDE ({", ".join(f"e_{c.name}" for c in known)}), contract: coalesce(whole_contract, cut_contract),
     {text},
@@ -188,6 +193,11 @@ FROM (
     FROM judged
 )
 """
+
+
+def _parse(contract: Contract) -> str:
+    shape = literal(contract.shape_json)
+    return f"coalesce(TRY(json_transform(body, {shape})), TRY(json_transform(mended(body), {shape})))"
 
 
 def _over(contract: Contract, expression: str | None) -> str:

@@ -13,7 +13,7 @@ def _known(field: str) -> str:
 
 CONTRACT = Contract(
     name="ai_hub_gateway",
-    marker='"promptTokens"',
+    marker='"subscriptionId"',
     shape={
         "id": "VARCHAR",
         "timestamp": "VARCHAR",
