@@ -120,13 +120,15 @@ class Pipeline:
     def changed_capture_dates(self, first: dt.date, last: dt.date) -> dict[dt.date, str]:
         """Capture dates from `first` to `last` with new or changed capture files, with a digest of those."""
         from aoai_usage_pipeline.lake.engine import digest
+        from aoai_usage_pipeline.lake.manifest import Manifest
         from aoai_usage_pipeline.usage.raw_events import Ingest
 
         ingest = Ingest(self.capture, self.lake, self.manifests, self.names, self.settings.start_date)
         listed: dict[dt.date, list] = {}
         for file in self.names.files(self.capture, first, last):
             listed.setdefault(file.capture_date, []).append(file)
-        changed = {date: ingest.changed(files, self.manifests.get(date)[0]) for date, files in sorted(listed.items())}
+        known = {manifest.capture_date: manifest for manifest in self.manifests.all()}
+        changed = {date: ingest.changed(files, known.get(date, Manifest(date))) for date, files in sorted(listed.items())}
         return {
             date: digest(sorted((f.object.name, f.object.etag) for files in hours.values() for f in files))
             for date, hours in changed.items()

@@ -178,15 +178,13 @@ class Enrichment(_Stage):
         }
 
     def plan(self, days: Sequence[dt.date]) -> dict[dt.date, str]:
-        expected = self.expected()
-        return {day: expected[day] for day in days if day in expected and not self._fresh(day, expected[day])}
-
-    def _fresh(self, day: dt.date, input_digest: str) -> bool:
-        return all(days.footer(day)[0].get("input") == input_digest for days in (self.days, self.quality))
+        stale = self.stale()
+        return {day: stale[day] for day in days if day in stale}
 
     def stale(self) -> dict[dt.date, str]:
         """Every usage date whose objects differ from what they would be made from, with the digest of that."""
-        return {day: input_digest for day, input_digest in self.expected().items() if not self._fresh(day, input_digest)}
+        made = _made_from(self.days, self.quality)
+        return {day: input_digest for day, input_digest in self.expected().items() if made.get(day) != {input_digest}}
 
     def etags(self, day: dt.date) -> list[str | None]:
         return [self.quality.footer(day)[1], self.days.footer(day)[1]]
@@ -257,20 +255,14 @@ class DailyTables(_Stage):
     def __init__(self, lake: ObjectStore, enrichment: Enrichment, reference: Reference) -> None:
         super().__init__(lake)
         self._enrichment, self._reference = enrichment, reference
-        self._sources: dict[dt.date, str | None] = {}
+        self._sources: dict[dt.date, str] = {}
         self.usage, self.billing = Days(lake, "daily_usage"), Days(lake, "daily_billing")
 
     def plan(self, days: Sequence[dt.date]) -> dict[dt.date, str]:
-        planned: dict[dt.date, str] = {}
-        for day in days:
-            footer, self._sources[day] = self._enrichment.days.footer(day)
-            made_from = str(footer.get("input"))
-            if self._sources[day] and not self._fresh(day, made_from):
-                planned[day] = made_from
-        return planned
-
-    def _fresh(self, day: dt.date, input_digest: str) -> bool:
-        return all(table.footer(day)[0].get("input") == input_digest for table in (self.usage, self.billing))
+        made, sources = _made_from(self.usage, self.billing), self._enrichment.days.footers()
+        self._sources = {day: etag for day, (_, etag) in sources.items()}
+        inputs = {day: str(sources[day][0].get("input")) for day in days if day in sources}
+        return {day: made_from for day, made_from in inputs.items() if made.get(day) != {made_from}}
 
     def stale(self) -> dict[dt.date, str]:
         """Every usage date whose daily tables differ from the enriched usage they would be made from."""
@@ -324,6 +316,12 @@ def copy(db: duckdb.DuckDBPyConnection, lake: ObjectStore, select: str, metadata
     target = lake.staging() / f"{uuid.uuid4().hex}.parquet"
     engine.copy(db, select, target, metadata)
     return target
+
+
+def _made_from(*tables_of_day: Days) -> dict[dt.date, set[object]]:
+    """The input digests that the tables' objects of each day name, None for a missing object: exactly one when all are up to date."""
+    footers = [table.footers() for table in tables_of_day]
+    return {day: {found[day][0].get("input") if day in found else None for found in footers} for found in footers for day in found}
 
 
 def _by_day(db: duckdb.DuckDBPyConnection, select: str) -> dict[dt.date, tuple[int, ...]]:

@@ -1,6 +1,7 @@
 """Tables kept as one Parquet object per usage date, replaced as a whole; the footer says what a day was made from."""
 
 import datetime as dt
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow.parquet
 from aoai_usage_pipeline.storage import NotFound, ObjectStore
 
 _FOOTER_KEY = "aoai_usage"
+_TAIL_BYTES = 256 * 1024
 
 
 class Days:
@@ -24,24 +26,34 @@ class Days:
 
     def existing(self) -> list[dt.date]:
         """The days that have an object, sorted."""
-        folders, _ = self._lake.children(f"{self.table}/")
-        return sorted(dt.date.fromisoformat(folder.rstrip("/").rpartition("=")[2]) for folder in folders)
+        return sorted(self.footers())
+
+    def footers(self) -> dict[dt.date, tuple[dict[str, object], str]]:
+        """`footer` of every day that has an object, for the price of one listing and the objects that changed since the last one."""
+        found = {}
+        for stored in self._lake.objects(f"{self.table}/"):
+            day = dt.date.fromisoformat(stored.name.split("/")[1].removeprefix("usage_date="))
+            footer = self._read(stored.name, stored.etag)
+            if footer:
+                found[day] = footer
+        return found
 
     def footer(self, day: dt.date) -> tuple[dict[str, object], str | None]:
         """What the day's object says it was made from, and its ETag; an empty dict and None where there is no object."""
-        name = self.name(day)
-        etag = self._lake.etag(name)
-        if etag is None:
-            return {}, None
-        if self._footers.get(name, ("",))[0] != etag:
+        etag = self._lake.etag(self.name(day))
+        return (etag and self._read(self.name(day), etag)) or ({}, None)
+
+    def _read(self, name: str, etag: str) -> tuple[dict[str, object], str] | None:
+        if self._footers.get(name, ("", {}))[0] != etag:
             try:
-                path = self._lake.local_paths([name])[0]
+                content, etag = self._lake.tail(name, _TAIL_BYTES)
             except NotFound:
-                return {}, None
-            parquet = pyarrow.parquet.read_metadata(path)
+                return None
+            parquet = pyarrow.parquet.read_metadata(io.BytesIO(content))
             stored = json.loads((parquet.metadata or {}).get(_FOOTER_KEY.encode(), b"{}"))
             self._footers[name] = (etag, {**stored, "rows": parquet.num_rows})
-        return self._footers[name][1], etag
+        etag, footer = self._footers[name]
+        return footer, etag
 
     def rows(self, day: dt.date) -> int:
         """How many rows the day's object has; 0 where there is none."""
@@ -49,7 +61,8 @@ class Days:
 
     def paths(self, days: list[dt.date]) -> list[str]:
         """Local paths of the days' objects, without the days that have none."""
-        return self._lake.local_paths([self.name(day) for day in days if self._lake.etag(self.name(day))])
+        existing = self.footers() if len(days) > 1 else {day: True for day in days if self._lake.etag(self.name(day))}
+        return self._lake.local_paths([self.name(day) for day in days if day in existing])
 
     def replace(self, day: dt.date, staged: Path, *, replacing: str | None) -> None:
         """Put a finished local file in the day's place. Raises `Changed` when another run was faster."""

@@ -1,6 +1,6 @@
 """The manifest of a capture date: which capture files were read, which segments hold their events, and of which usage dates.
 
-`raw_events/capture_date=D/manifest.json` is the only mutable object of a capture date; everything it names is immutable.
+`manifests/capture_date=D.json` is the only mutable object of a capture date; everything it names is immutable.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from aoai_usage_pipeline.storage import NotFound, ObjectStore
 
-_PREFIX = "raw_events/"
+_PREFIX = "manifests/"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -73,7 +73,11 @@ class Manifest:
 
 def folder(capture_date: dt.date) -> str:
     """The prefix of everything of a capture date."""
-    return f"{_PREFIX}capture_date={capture_date}/"
+    return f"raw_events/capture_date={capture_date}/"
+
+
+def _name(capture_date: dt.date) -> str:
+    return f"{_PREFIX}capture_date={capture_date}.json"
 
 
 class Manifests:
@@ -85,29 +89,33 @@ class Manifests:
 
     def get(self, capture_date: dt.date) -> tuple[Manifest, str | None]:
         """The manifest and its ETag; an empty one with None where nothing was ingested."""
-        name = folder(capture_date) + "manifest.json"
-        etag = self._lake.etag(name)
-        if etag is None:
-            return Manifest(capture_date), None
-        cached = self._cache.get(capture_date)
-        if not cached or cached[0] != etag:
-            try:
-                content, etag = self._lake.read(name)
-            except NotFound:
-                return Manifest(capture_date), None
-            cached = self._cache[capture_date] = (etag, _parse(capture_date, content))
-        return cached[1], cached[0]
+        etag = self._lake.etag(_name(capture_date))
+        return (etag and self._read(capture_date, etag)) or (Manifest(capture_date), None)
 
     def all(self) -> list[Manifest]:
         """Every manifest of the lake, by capture date."""
-        folders, _ = self._lake.children(_PREFIX)
-        dates = sorted(dt.date.fromisoformat(name.rstrip("/").rpartition("=")[2]) for name in folders)
-        return [manifest for manifest, etag in map(self.get, dates) if etag]
+        found = []
+        for stored in self._lake.objects(_PREFIX):
+            date = dt.date.fromisoformat(stored.name.rpartition("=")[2].removesuffix(".json"))
+            read = self._read(date, stored.etag)
+            if read:
+                found.append(read[0])
+        return sorted(found, key=lambda manifest: manifest.capture_date)
+
+    def _read(self, capture_date: dt.date, etag: str) -> tuple[Manifest, str] | None:
+        if capture_date not in self._cache or self._cache[capture_date][0] != etag:
+            try:
+                content, etag = self._lake.read(_name(capture_date))
+            except NotFound:
+                return None
+            self._cache[capture_date] = (etag, _parse(capture_date, content))
+        etag, manifest = self._cache[capture_date]
+        return manifest, etag
 
     def put(self, manifest: Manifest, *, replacing: str | None) -> None:
         """Replace the date's manifest if it is still the version `replacing`. Raises `Changed`."""
         content = json.dumps(dataclasses.asdict(manifest), default=str, indent=1).encode()
-        self._lake.write(folder(manifest.capture_date) + "manifest.json", content, replacing=replacing)
+        self._lake.write(_name(manifest.capture_date), content, replacing=replacing)
 
 
 def events_by_usage_date(manifests: Iterable[Manifest]) -> dict[dt.date, list[Segment]]:

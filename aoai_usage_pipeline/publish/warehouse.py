@@ -43,7 +43,7 @@ def publish(lake: ObjectStore, manifests: Manifests, path: Path) -> dict[str, in
 def _input(lake: ObjectStore) -> str:
     """A digest of every object the file is made from."""
     versions = [(o.name, o.etag) for table in tables.PUBLISHED for o in lake.objects(f"{table}/")]
-    versions += [(o.name, o.etag) for o in lake.objects("raw_events/") if o.name.endswith("manifest.json")]
+    versions += [(o.name, o.etag) for o in lake.objects("manifests/")]
     return engine.digest(sorted(versions), engine.code_digest("publish"), [str(columns) for columns in tables.PUBLISHED.values()])
 
 

@@ -70,6 +70,17 @@ class BlobStore:
         except ResourceNotFoundError:
             raise NotFound(f"{self.url}/{name} does not exist") from None
 
+    def tail(self, name: str, size: int) -> tuple[bytes, str]:
+        blob = self._container.get_blob_client(self._folder + name)
+        try:
+            properties = blob.get_blob_properties()
+            download = blob.download_blob(
+                offset=max(0, properties.size - size), length=size, etag=properties.etag, match_condition=MatchConditions.IfNotModified
+            )
+            return download.readall(), _plain(properties.etag)
+        except ResourceNotFoundError:
+            raise NotFound(f"{self.url}/{name} does not exist") from None
+
     def etag(self, name: str) -> str | None:
         try:
             return _plain(self._container.get_blob_client(self._folder + name).get_blob_properties().etag)

@@ -61,6 +61,15 @@ class FolderStore:
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"{self.root / name} does not exist") from None
 
+    def tail(self, name: str, size: int) -> tuple[bytes, str]:
+        try:
+            with open(self.root / name, "rb") as file:
+                stat = os.fstat(file.fileno())
+                file.seek(max(0, stat.st_size - size))
+                return file.read(), _etag(stat)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"{self.root / name} does not exist") from None
+
     def etag(self, name: str) -> str | None:
         try:
             return _etag(os.stat(self.root / name))

@@ -44,6 +44,9 @@ class ObjectStore(Protocol):
     def read(self, name: str) -> tuple[bytes, str]:
         """Content and the ETag of exactly that content. Raises `NotFound`."""
 
+    def tail(self, name: str, size: int) -> tuple[bytes, str]:
+        """The last `size` bytes, or all there are, and the ETag. Raises `NotFound`."""
+
     def etag(self, name: str) -> str | None:
         """The object's current ETag, or None when there is no such object."""
 

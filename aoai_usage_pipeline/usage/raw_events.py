@@ -343,7 +343,7 @@ class Ingest:
             return
         oldest = dt.datetime.now(dt.UTC) - engine.GRACE
         for stored in self._lake.objects(folder(manifest.capture_date)):
-            named = stored.name in manifest.names() or stored.name in before.names() or stored.name.endswith("manifest.json")
+            named = stored.name in manifest.names() or stored.name in before.names()
             if not named and stored.modified < oldest:
                 self._lake.delete(stored.name)
 
