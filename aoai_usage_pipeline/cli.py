@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 0 unless a day was held, a run failed or the input cannot be used."""
+    import dagster as dg
+    import duckdb
+
     from aoai_usage_pipeline.reference import ReferenceDataError
     from aoai_usage_pipeline.storage import StorageError
 
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments, Settings.from_env())
-    except (SettingsError, ReferenceDataError, StorageError, ValueError) as error:
+    except (SettingsError, ReferenceDataError, StorageError, ValueError, OSError, duckdb.IOException, dg.DagsterInvariantViolationError) as error:
         print(f"aoai-usage: {error}", file=sys.stderr)  # noqa: T201
         return 2
 
@@ -66,7 +69,7 @@ def _simulate(arguments: argparse.Namespace, settings: Settings) -> int:
             store, NameFormat(settings.capture_name_format), arguments.first, arguments.last,
             requests_per_day=arguments.requests_per_day, seed=arguments.seed, progress=progress,
         )  # fmt: skip
-    console.print(f"{files} capture files in {settings.capture_url}, {written} of them written now.")
+    console.print(f"{files} capture files in {settings.capture_url}, {written} of them written now.", soft_wrap=True)
     console.print(f"Next: aoai-usage bill --from {arguments.first} --to {arguments.last}", soft_wrap=True)
     return 0
 

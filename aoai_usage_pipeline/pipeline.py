@@ -65,13 +65,13 @@ class Pipeline:
         from aoai_usage_pipeline.billing.days import Enrichment
         from aoai_usage_pipeline.usage.identity import RequestDates
 
-        return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), self.reference())
+        return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), self.reference)
 
     def daily_tables(self, enrichment: "Enrichment | None" = None) -> "DailyTables":
         """The stage that makes `daily_usage` and `daily_billing`."""
         from aoai_usage_pipeline.billing.days import DailyTables
 
-        return DailyTables(self.lake, enrichment or self.enrichment(), self.reference())
+        return DailyTables(self.lake, enrichment or self.enrichment(), self.reference)
 
     def ingest(self, dates: Sequence[dt.date], progress: Progress | None = None) -> "dict[dt.date, Ingested]":
         """Bring capture dates up to their capture files; a date that does not balance is held."""
@@ -94,6 +94,7 @@ class Pipeline:
 
     def enrich(self, days: Sequence[dt.date], progress: Progress | None = None) -> "list[Day]":
         """Bring `enriched_usage` of usage dates up to date."""
+        self.reference()  # a bad file stops the run before anything is written
         return sorted(self.enrichment().run(days, progress or self.progress), key=lambda day: day.usage_date)
 
     def bill(self, days: Sequence[dt.date], progress: Progress | None = None) -> "list[Day]":

@@ -323,9 +323,8 @@ def test_a_capture_file_that_is_written_again_unchanged_changes_no_bill(tmp_path
     before, bill = versions(tmp_path), tables(tmp_path)
     os.utime(path, (time.time() + 5, time.time() + 5))
     pipeline = run(tmp_path)
-    assert {name for name, version in versions(tmp_path).items() if before.get(name) != version} == {
-        f"raw_events/capture_date={DAY.date()}/manifest.json"
-    }
+    changed = {name for name, version in versions(tmp_path).items() if before.get(name) != version}
+    assert {name for name in changed if not name.startswith("raw_events/")} == {f"manifests/capture_date={DAY.date()}.json"}
     assert tables(tmp_path) == bill
     assert pipeline.changed_capture_dates(FIRST, LAST) == {}
 
@@ -393,6 +392,19 @@ def test_a_damaged_segment_holds_its_day_and_no_other(tmp_path: Path, damage: st
     pipeline = run(tmp_path)
     assert pipeline.held() == {}
     assert list(cost(tmp_path).values()) == ["0.000085"] * 3
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_segment_damaged_before_its_day_was_ever_billed_holds_that_day_and_no_other(tmp_path: Path, damage: str) -> None:
+    days = [(DAY + n * ONE_DAY).date() for n in range(3)]
+    for n in range(3):
+        capture(tmp_path, DAY + n * ONE_DAY + HOUR, (f"r{n}", DAY + n * ONE_DAY), first=n)
+    installation(tmp_path).ingest(days)
+    [segment] = (tmp_path / "lake").glob(f"raw_events/capture_date={days[1]}/hour=*/*.parquet")
+    DAMAGES[damage](segment)
+    pipeline = run(tmp_path)
+    assert {day for reasons in pipeline.held().values() for day in reasons} == {days[1]}
+    assert requests(tmp_path) == {days[0]: 1, days[2]: 1}
 
 
 def age(paths: Iterable[Path]) -> None:

@@ -137,7 +137,7 @@ class _Stage:
                             yield day, _OVERTAKEN
                         except Unbalanced as error:
                             yield day, str(error)
-        except duckdb.ProgrammingError:
+        except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException):
             raise  # a fault of ours, not of the day's data
         except (duckdb.Error, NotFound) as error:
             if len(chunk) > 1:
@@ -157,9 +157,10 @@ class Enrichment(_Stage):
 
     table = "enriched_usage"
 
-    def __init__(self, lake: ObjectStore, manifests: Manifests, requests: RequestDates, reference: Reference) -> None:
+    def __init__(self, lake: ObjectStore, manifests: Manifests, requests: RequestDates, reference: Callable[[], Reference]) -> None:
         super().__init__(lake)
-        self._manifests, self._requests, self._reference = manifests, requests, reference
+        self._manifests, self._requests, self._load_reference = manifests, requests, reference
+        self._reference = Reference((), (), ())
         self._segments: dict[dt.date, list[Segment]] = {}
         self._moved: dict[dt.date, dict[str, list[object]]] = {}
         self._counts: dict[dt.date, dict[str, int]] = {}
@@ -168,8 +169,10 @@ class Enrichment(_Stage):
 
     def expected(self) -> dict[dt.date, str]:
         """The digest of what each usage date with events would be made from now, and would be made from by the next `make`."""
-        self._moved = self._requests.moved()
-        self._segments = events_by_usage_date(self._manifests.all())
+        self._reference, self._moved = self._load_reference(), self._requests.moved()
+        # a day that lost its last event is made once more, without any
+        nothing: dict[dt.date, list[Segment]] = {day: [] for day in self.days.existing()}
+        self._segments = nothing | events_by_usage_date(self._manifests.all())
         return {
             day: engine.digest(
                 self._code, [segment.name for segment in segments], self._reference.on(day).content(), sorted(self._moved.get(day, {}).items())
@@ -196,10 +199,8 @@ class Enrichment(_Stage):
         segments = {day: self._segments[day] for day in days}
         names = sorted({segment.name for day in days for segment in segments[day]})
         dates = ", ".join(f"DATE '{day}'" for day in days)
-        db.execute(
-            f"CREATE TABLE events AS SELECT * FROM {engine.read_parquet(self._lake.local_paths(names))} "
-            f"WHERE reason IS NULL AND usage_date IN ({dates})"
-        )
+        source = engine.read_parquet(self._lake.local_paths(names)) if names else f"({tables.empty_select(tables.RAW_EVENTS)})"
+        db.execute(f"CREATE TABLE events AS SELECT * FROM {source} WHERE reason IS NULL AND usage_date IN ({dates})")
         elsewhere = [(day, request_id, *rest) for day in days for request_id, rest in self._moved.get(day, {}).items()]
         db.execute("CREATE TABLE moved (usage_date DATE, request_id VARCHAR, counts_on DATE, copies BIGINT, conflict BOOLEAN)")
         if elsewhere:
@@ -215,9 +216,9 @@ class Enrichment(_Stage):
         """The days that cannot be made: the lake does not hold what was ingested, or a model is priced in several currencies."""
         raw = _by_day(db, f"SELECT usage_date, count(*), {_TOKENS} FROM events GROUP BY 1")
         kept = _by_day(db, f"SELECT usage_date, count(*), {_TOKENS} FROM accepted GROUP BY 1")
-        self._counts |= {
-            day: {"parsed": n, "duplicates": n - kept.get(day, (0, 0))[0], "tokens": kept.get(day, (0, 0))[1]} for day, (n, _) in raw.items()
-        }
+        for day in segments:
+            (events, _), (requests, tokens) = raw.get(day, (0, 0)), kept.get(day, (0, 0))
+            self._counts[day] = {"parsed": events, "duplicates": events - requests, "tokens": tokens}
         held: dict[dt.date, str] = {}
         for day, parts in segments.items():
             captured = tuple(sum(part.usage_dates[str(day)][i] for part in parts) for i in (0, 1))
@@ -252,9 +253,9 @@ class DailyTables(_Stage):
 
     table = "daily_billing"
 
-    def __init__(self, lake: ObjectStore, enrichment: Enrichment, reference: Reference) -> None:
+    def __init__(self, lake: ObjectStore, enrichment: Enrichment, reference: Callable[[], Reference]) -> None:
         super().__init__(lake)
-        self._enrichment, self._reference = enrichment, reference
+        self._enrichment, self._load_reference = enrichment, reference
         self._sources: dict[dt.date, str] = {}
         self.usage, self.billing = Days(lake, "daily_usage"), Days(lake, "daily_billing")
 
@@ -276,7 +277,7 @@ class DailyTables(_Stage):
 
     def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str]) -> dict[dt.date, str]:
         db.execute(f"CREATE VIEW enriched AS SELECT * FROM {engine.read_parquet(self._enrichment.days.paths(list(days)))}")
-        match.load_reference(db, self._reference)
+        match.load_reference(db, self._load_reference())
         own = ", ".join(_DIMENSIONS)
         db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own))
         db.execute(match.match_prices("daily_groups"))

@@ -1,10 +1,11 @@
 """Days that are held: why a day could not be made, kept until it succeeds."""
 
+import contextlib
 import datetime as dt
 import json
 from pathlib import Path
 
-from aoai_usage_pipeline.storage import NotFound, ObjectStore
+from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
 
 
 class Held:
@@ -16,7 +17,9 @@ class Held:
     def hold(self, date: dt.date, reason: str, input_digest: str) -> None:
         """Remember why the day was held, and for which input."""
         content = json.dumps({"reason": reason, "input": input_digest}).encode()
-        self._lake.write(self._name(date), content, replacing=self._lake.etag(self._name(date)))
+        # where two runs hold the same day at once, either one's reason will do
+        with contextlib.suppress(Changed):
+            self._lake.write(self._name(date), content, replacing=self._lake.etag(self._name(date)))
 
     def release(self, date: dt.date) -> None:
         """The day was made after all."""

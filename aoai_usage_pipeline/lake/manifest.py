@@ -15,7 +15,10 @@ _PREFIX = "manifests/"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One capture file as it was read; the columns of the table `capture_files`, and what finding gaps and re-reading need."""
+    """One capture file as it was read; the columns of the table `capture_files`, and what finding gaps and re-reading need.
+
+    `gaps` are the first runs of sequence numbers that are missing inside the file, both ends included.
+    """
 
     blob: str
     etag: str
@@ -31,6 +34,7 @@ class FileEntry:
     hub: str
     partition_id: str
     content: str
+    gaps: tuple[tuple[int, int], ...] = ()
 
     @property
     def readable(self) -> bool:

@@ -88,8 +88,8 @@ WITH resolved AS (
     FROM price_of AS p LEFT JOIN price_of AS i ON p.meter = 'cached_input' AND i.meter = 'input' AND {same}
 )
 SELECT * EXCLUDE (row), row.price_id, row.unit_price, row.unit_tokens, row.currency,
-    CAST(row.unit_price * CASE row.unit_tokens WHEN 1 THEN 1.000000 WHEN 10 THEN 0.100000 WHEN 100 THEN 0.010000 WHEN 1000 THEN 0.001000
-        WHEN 10000 THEN 0.000100 WHEN 100000 THEN 0.000010 WHEN 1000000 THEN 0.000001 END AS DECIMAL(20,15)) AS token_price
+    CAST(CAST(row.unit_price AS DECIMAL(24,9)) * CASE row.unit_tokens WHEN 1 THEN 1.000000 WHEN 10 THEN 0.100000 WHEN 100 THEN 0.010000
+        WHEN 1000 THEN 0.001000 WHEN 10000 THEN 0.000100 WHEN 100000 THEN 0.000010 WHEN 1000000 THEN 0.000001 END AS DECIMAL(20,15)) AS token_price
 FROM resolved
 """
 

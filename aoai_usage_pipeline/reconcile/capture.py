@@ -69,6 +69,5 @@ def _joints(manifests: Sequence[Manifest], dates: Sequence[dt.date]) -> Iterator
         for first, last, date, f in spans:
             if date in wanted:
                 yield date, f, expected, first
-                if f.records < last - first + 1:
-                    yield date, f, first, last - f.records + 1
+                yield from ((date, f, missing_from, missing_to + 1) for missing_from, missing_to in f.gaps)
             expected = max(expected, last + 1)

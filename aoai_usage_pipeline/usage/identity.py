@@ -43,12 +43,12 @@ class RequestDates:
                 stored = json.loads(content)
             except NotFound:
                 stored, etag = {"covers": None, "requests": {}, "indexes": []}, None
-            manifests = [manifest for manifest in self._manifests.all() if manifest.segments]
-            indexes = [_index_name(manifest) for manifest in manifests]
-            if stored["covers"] != engine.digest(indexes):
+            manifests = {_index_name(manifest): manifest for manifest in self._manifests.all() if manifest.segments}
+            if stored["covers"] != engine.digest(list(manifests)):
                 with engine.connect(self._lake.staging()) as db:
-                    self._write_indexes(db, manifests)
-                    requests = self._find(db, manifests, indexes, set(indexes) - set(stored["indexes"]), stored["requests"])
+                    manifests = self._write_indexes(db, manifests)
+                    indexes = list(manifests)
+                    requests = self._find(db, list(manifests.values()), indexes, set(indexes) - set(stored["indexes"]), stored["requests"])
                 stored = {"covers": engine.digest(indexes), "indexes": indexes, "requests": requests}
                 try:
                     self._lake.write(_NAME, json.dumps(stored).encode(), replacing=etag)
@@ -60,22 +60,30 @@ class RequestDates:
                     found.setdefault(dt.date.fromisoformat(date), {})[request_id] = rest
             return found
 
-    def _write_indexes(self, db: duckdb.DuckDBPyConnection, manifests: list[Manifest]) -> None:
-        """Write the missing index of each capture date, and delete its earlier ones after a grace period."""
+    def _write_indexes(self, db: duckdb.DuckDBPyConnection, manifests: dict[str, Manifest]) -> dict[str, Manifest]:
+        """Write the missing index of each capture date, and delete its earlier ones after a grace period.
+
+        Returns the manifests that have one: a capture date with a damaged segment has none until that is mended, and its days are held.
+        """
         existing = {stored.name: stored for stored in self._lake.objects(_INDEX)}
-        for manifest in manifests:
-            name = _index_name(manifest)
+        indexed = dict(manifests)
+        for name, manifest in manifests.items():
             if name in existing:
                 continue
             staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
-            events = engine.read_parquet(self._lake.local_paths([segment.name for segment in manifest.segments]))
-            engine.copy(db, f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL", staged)
+            try:
+                events = engine.read_parquet(self._lake.local_paths([segment.name for segment in manifest.segments]))
+                engine.copy(db, f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL", staged)
+            except (duckdb.Error, NotFound):
+                del indexed[name]
+                continue
             with contextlib.suppress(Changed):
                 self._lake.write(name, staged, replacing=None)
             oldest = dt.datetime.now(dt.UTC) - engine.GRACE
             for stored in existing.values():
                 if stored.name.startswith(_index_folder(manifest)) and stored.modified < oldest:
                     self._lake.delete(stored.name)
+        return indexed
 
     def _find(
         self, db: duckdb.DuckDBPyConnection, manifests: list[Manifest], indexes: list[str], new: set[str], known: dict[str, object]

@@ -29,6 +29,7 @@ _TOKENS = "CAST(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0))
 _CHUNK_BYTES = 160 * 2**20
 _FETCHES = 4
 _FILES_TOLD = 1000
+_GAPS_TOLD = 20
 _BATCH_ROWS = 8_192
 _BATCH_BYTES = 8 * 2**20
 _SCHEMA = pa.schema(
@@ -72,12 +73,13 @@ class _Read:
     last: int | None = None
     reason: str | None = None
     counts: tuple[int, int] = (0, 0)
+    gaps: tuple[tuple[int, int], ...] = ()
 
     def entry(self) -> FileEntry:
         status = "unreadable" if self.reason else "read" if self.records else "empty"
         return FileEntry(
             self.file.object.name, self.etag, self.size, self.records, self.first, self.last, *self.counts, status, self.reason,
-            self.file.window_start.hour, f"{self.file.namespace}/{self.file.event_hub}", self.file.partition_id, self.content,
+            self.file.window_start.hour, f"{self.file.namespace}/{self.file.event_hub}", self.file.partition_id, self.content, self.gaps,
         )  # fmt: skip
 
 
@@ -305,7 +307,7 @@ class Ingest:
                 whole = target / f"{number}.parquet"
                 engine.copy(db, f"SELECT * FROM {engine.read_parquet([str(part) for part in parts])}", whole)
                 parts = [whole]
-            self._write_once(name, parts[0])
+            self._write_named(name, parts[0])
             segments[date, hour] = _segment(name, hour, usage_dates[number])
         shutil.rmtree(target, ignore_errors=True)
         return segments
@@ -320,7 +322,7 @@ class Ingest:
         name = f"{prefix}{engine.digest(segment.name if segment else '', sorted((e.blob, e.content) for e in kept))}.parquet"
         staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
         engine.copy(db, rows, staged)
-        self._write_once(name, staged)
+        self._write_named(name, staged)
         return _segment(name, hour, {day: (events, tokens) for day, events, tokens in counts})
 
     def _write_quarantine(self, db: duckdb.DuckDBPyConnection, manifest: Manifest) -> str:
@@ -329,13 +331,13 @@ class Ingest:
         source = engine.read_parquet(self._lake.local_paths(segments))
         staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
         engine.copy(db, f"SELECT {tables.select_list(tables.QUARANTINE)} FROM {source} WHERE reason IS NOT NULL", staged)
-        self._write_once(name, staged)
+        self._write_named(name, staged)
         return name
 
-    def _write_once(self, name: str, staged: Path) -> None:
-        """Put a staged file under a name that says its content, unless it is there already."""
+    def _write_named(self, name: str, staged: Path) -> None:
+        """Put a staged file under a name that says its content; one that is there already may be damaged and is replaced."""
         with contextlib.suppress(Changed):
-            self._lake.write(name, staged, replacing=None)
+            self._lake.write(name, staged, replacing=self._lake.etag(name))
 
     def _collect(self, manifest: Manifest, before: Manifest) -> None:
         """Delete what no manifest names any more, after a grace period for readers of the previous manifest."""
@@ -379,6 +381,10 @@ def _batch(group: list[tuple[_Read, avro.Records]]) -> pa.RecordBatch:
     for (read, _), count in zip(group, counts, strict=True):
         numbers = fields[at : at + count, 0]
         read.records, read.first, read.last = count, int(numbers.min()), int(numbers.max())
+        if count != read.last - read.first + 1:
+            ordered = np.unique(numbers)
+            breaks = np.flatnonzero(np.diff(ordered) > 1)[:_GAPS_TOLD]
+            read.gaps = tuple((int(ordered[i]) + 1, int(ordered[i + 1]) - 1) for i in breaks)
         at += count
     content = group[0][1].content
     if len(group) > 1:
