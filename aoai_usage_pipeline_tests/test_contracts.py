@@ -470,7 +470,7 @@ def test_prompts_answers_and_addresses_are_written_nowhere(tmp_path):
     counted = Counter(status for (status,) in rows(pipeline, "SELECT status FROM capture_files"))
     assert counted == {"read": 1, "unreadable": 2}
     files = [path for path in tmp_path.rglob("*") if path.is_file() and not path.is_relative_to(tmp_path / "capture")]
-    assert {"manifest.json", "warehouse.duckdb", "data.parquet"} <= {path.name for path in files}
+    assert {f"capture_date={NOON.date()}.json", "warehouse.duckdb", "data.parquet"} <= {path.name for path in files}
     for path in files:
         for secret in (CANARY, ADDRESS):
             assert secret.encode() not in path.read_bytes(), path
