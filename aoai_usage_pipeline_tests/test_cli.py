@@ -214,6 +214,7 @@ def test_settings_that_cannot_be_used_are_named_without_a_traceback(
     assert value in out + err and "Traceback" not in out + err
 
 
+@pytest.mark.slow
 def test_runs_are_in_the_instance_of_dagster_home(root: Path, aoai_usage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     small_mess(root)
     (root / "home").mkdir()

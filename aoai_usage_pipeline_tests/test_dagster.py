@@ -550,7 +550,7 @@ def test_the_schedules_window_does_not_begin_before_the_start_date(tmp_path: Pat
 
 
 def test_the_cursor_is_small_and_survives_json(sensor: Sensor) -> None:
-    capture_days(sensor.pipeline, TODAY - 50 * ONE_DAY, 30)
+    capture_days(sensor.pipeline, TODAY - 50 * ONE_DAY, 10)
     sensor.settle()
     assert sensor.cursor and len(sensor.cursor) < 500
     assert json.loads(sensor.cursor)

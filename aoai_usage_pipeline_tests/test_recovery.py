@@ -367,7 +367,6 @@ def test_a_day_whose_events_are_gone_is_not_billed_any_more(tmp_path: Path, chan
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
     "missing": lambda path: path.unlink(),
-    "empty": lambda path: path.write_bytes(b""),
     "torn": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
 }
 

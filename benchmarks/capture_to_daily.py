@@ -136,14 +136,21 @@ def naive(folder: Path, work: Path) -> tuple[int, int, Decimal]:
             event = json.loads(record["Body"])
             tokens = event["Tokens"]
             rows.append(
-                (
-                    event["RequestId"], event["SubscriptionId"], event["EventTime"], event["ServiceName"], event["OperationName"],
-                    record["EnqueuedTimeUtc"], record["SequenceNumber"], tokens["prompt_tokens"], tokens["completion_tokens"], tokens["total_tokens"],
-                    tokens["prompt_tokens_details"]["cached_tokens"],
-                )
-            )  # fmt: skip
-    columns = ["request", "subscription_id", "time", "gateway", "operation", "enqueued", "sequence", "prompt", "completion", "total", "cached"]
-    frame = pd.DataFrame(rows, columns=columns)
+                {
+                    "request": event["RequestId"],
+                    "subscription_id": event["SubscriptionId"],
+                    "time": event["EventTime"],
+                    "gateway": event["ServiceName"],
+                    "operation": event["OperationName"],
+                    "enqueued": record["EnqueuedTimeUtc"],
+                    "sequence": record["SequenceNumber"],
+                    "prompt": tokens["prompt_tokens"],
+                    "completion": tokens["completion_tokens"],
+                    "total": tokens["total_tokens"],
+                    "cached": tokens["prompt_tokens_details"]["cached_tokens"],
+                }
+            )
+    frame = pd.DataFrame(rows)
     for column in ("time", "enqueued"):
         frame[column] = pd.to_datetime(frame[column], format="%m/%d/%Y %I:%M:%S %p")
     frame = frame.sort_values(["enqueued", "sequence"]).drop_duplicates("request")

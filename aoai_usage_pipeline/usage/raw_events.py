@@ -30,6 +30,7 @@ _CHUNK_BYTES = 160 * 2**20
 _FETCHES = 4
 _FILES_TOLD = 1000
 _GAPS_TOLD = 20
+_HEAD_BYTES = 400
 _BATCH_ROWS = 8_192
 _BATCH_BYTES = 8 * 2**20
 _SCHEMA = pa.schema(
@@ -41,6 +42,7 @@ _SCHEMA = pa.schema(
         "offset": pa.string_view(),
         "enqueued_text": pa.string_view(),
         "body": pa.string_view(),
+        "head": pa.string_view(),
         "valid": pa.bool_(),
         "bytes": pa.int64(),
     }
@@ -403,6 +405,7 @@ def _batch(group: list[tuple[_Read, avro.Records]]) -> pa.RecordBatch:
             _views(content, fields, avro.OFFSET),
             _views(content, fields, avro.ENQUEUED),
             text,
+            _views(content, fields, avro.BODY, _HEAD_BYTES),
             valid,
             pa.array(np.maximum(fields[:, avro.BODY + 1], 0)),
         ],
@@ -425,13 +428,14 @@ def _bodies(content: bytes, fields: np.ndarray) -> tuple[pa.Array, pa.Array]:
     return pa.array(decoded, pa.string_view()), valid
 
 
-def _views(content: bytes, fields: np.ndarray, field: int) -> pa.Array:
-    """An Arrow string-view array over the file's bytes, which copies no text.
+def _views(content: bytes, fields: np.ndarray, field: int, limit: int | None = None) -> pa.Array:
+    """An Arrow string-view array over the file's bytes, or the first `limit` of each text, which copies no text.
 
     A view is 16 bytes: the size, then the text itself if it has at most 12 bytes, else its first four bytes, buffer number and position.
     """
     data = np.frombuffer(content, np.uint8)
     start, size = fields[:, field], fields[:, field + 1]
+    size = size if limit is None else np.minimum(size, limit)
     views = np.zeros((len(size), 16), np.uint8)
     short = size <= 12
     if short.any():
