@@ -60,9 +60,9 @@ CREATE OR REPLACE TEMP MACRO leading_text(body, stop, key) AS
 def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> str:
     """A SELECT giving `file` and what of `RAW_EVENTS` does not follow from the file, one row per row of `source`.
 
-    `source` has file, partition (its full name), window_start, sequence_number, offset, enqueued_text, body (text, NULL for a null body), head (its first bytes),
-    valid (whether the body was UTF-8) and bytes. `MACROS` must have been run. A usage date must lie between `start_date` and the day after
-    `today`.
+    `source` has file, partition (its full name), window_start, sequence_number, offset, enqueued_text, body (text, NULL for a null body),
+    head (the body's first bytes), valid (whether the body was UTF-8) and bytes. `MACROS` must have been run. A usage date must lie between
+    `start_date` and the day after `today`.
     """
     known = contracts()
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
