@@ -39,7 +39,7 @@ def azurite() -> Iterator[tuple[str, str]]:
         _wait(endpoint, process)
         yield endpoint, f"DefaultEndpointsProtocol=http;AccountName={_ACCOUNT};AccountKey={_KEY};BlobEndpoint={endpoint};"
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait(10)
         shutil.rmtree(location, ignore_errors=True)
 

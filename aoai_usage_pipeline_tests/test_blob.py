@@ -1,0 +1,61 @@
+"""The whole pipeline over Blob containers, for real: the same bill as over folders, however often it is made."""
+
+import datetime as dt
+import uuid
+
+import pytest
+
+from aoai_usage_pipeline_tests.support import (
+    DAY,
+    Captured,
+    blob_name,
+    capture_file,
+    chat,
+    hub_event,
+    installation,
+    put,
+    reference,
+    rows,
+    run_all,
+    seed_event,
+)
+
+pytestmark = pytest.mark.slow
+
+
+def test_containers_give_the_bill_that_folders_give(tmp_path, azurite):
+    endpoint, connection_string = azurite
+    reference(tmp_path / "reference")
+    name = uuid.uuid4().hex
+    local = installation(tmp_path / "local", reference_dir=str(tmp_path / "reference"))
+    remote = installation(
+        tmp_path / "remote",
+        capture_url=f"{endpoint}/capture-{name}",
+        lake_url=f"{endpoint}/lake-{name}/some/folder",
+        reference_dir=str(tmp_path / "reference"),
+        storage_connection_string=connection_string,
+    )
+    late = DAY + dt.timedelta(days=1, hours=6)
+    windows = {
+        DAY: [Captured(seed_event("a", DAY, chat(1000, 50, 300)), DAY, 0), Captured(b"{", DAY, 1)],
+        DAY + dt.timedelta(hours=1): [Captured(hub_event("b", DAY, "70", "7", "77"), DAY, 2)],
+        late: [Captured(seed_event("c", DAY, chat(10, 5)), late, 3), Captured(seed_event("a", DAY, chat(1000, 50, 300)), late, 4)],
+    }
+    for window, events in windows.items():
+        for pipeline in (local, remote):
+            put(pipeline.settings.capture_url, blob_name(window), capture_file(events), pipeline.settings.storage_connection_string)
+
+    tables = ("daily_usage", "daily_billing", "daily_quality", "enriched_usage", "quarantine")
+    for _ in range(2):
+        for pipeline in (local, remote):
+            run_all(pipeline, DAY.date(), late.date())
+        for table in tables:
+            assert rows(remote, f"SELECT * FROM {table} ORDER BY ALL") == rows(local, f"SELECT * FROM {table} ORDER BY ALL"), table
+    assert rows(remote, "SELECT sum(requests), sum(prompt_tokens) FROM daily_usage") == [(3, 1080)]
+    assert remote.stale_usage_dates() == {}
+    assert remote.changed_capture_dates(DAY.date(), late.date()) == {}
+
+    put(remote.settings.capture_url, blob_name(DAY), capture_file(windows[DAY][:1]), connection_string)
+    assert list(remote.changed_capture_dates(DAY.date(), late.date())) == [DAY.date()]
+    run_all(remote, DAY.date(), late.date())
+    assert rows(remote, "SELECT count(*) FROM quarantine") == [(0,)]
