@@ -449,8 +449,8 @@ def test_the_index_of_request_dates_can_be_rebuilt(tmp_path: Path) -> None:
 READER = """
 import sys, duckdb
 db = duckdb.connect(sys.argv[1], read_only=True)
-for line in sys.stdin:
-    print(db.execute("SELECT sum(requests)::INT FROM daily_usage").fetchone()[0], flush=True)
+for table in sys.stdin:
+    print(*db.execute(f"SELECT count(*) FROM {table}").fetchone(), flush=True)
 """
 
 
@@ -461,15 +461,18 @@ def test_a_reader_that_holds_the_old_file_open_is_not_disturbed(tmp_path: Path) 
     reader = subprocess.Popen([sys.executable, "-c", READER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert reader.stdin and reader.stdout
 
-    def ask() -> str:
-        print(file=reader.stdin, flush=True)
+    def count(table: str) -> str:
+        print(table, file=reader.stdin, flush=True)
         return reader.stdout.readline().strip()
 
-    assert ask() == "1"
-    capture(tmp_path, DAY + 2 * HOUR, ("b", DAY), first=2)
+    assert count("daily_usage") == "1"
+    opened = path.stat().st_ino
+    capture(tmp_path, DAY + 2 * HOUR, ("b", DAY), ("c", DAY + ONE_DAY), first=2)
     run(tmp_path)
-    assert ask() == "1"
-    assert requests(tmp_path) == {DAY.date(): 2}
+    # also in what the reader had not looked at before
+    assert [count(table) for table in ("enriched_usage", "capture_files", "daily_quality")] == ["1", "1", "1"]
+    assert path.stat().st_ino != opened
+    assert requests(tmp_path) == {DAY.date(): 2, (DAY + ONE_DAY).date(): 1}
     reader.stdin.close()
     assert reader.wait() == 0
 

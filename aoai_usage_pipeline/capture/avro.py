@@ -161,9 +161,9 @@ def _walk(content: bytes, position: int, maps: tuple[list[str], list[str]], *, d
     for count, start, end in blocks:
         if _walk_block(content, start, count, maps, records) != end:
             raise Unreadable(f"damaged: a block announces {count} records in {end - start} bytes, which is not what it holds")
-    for field in (OFFSET, ENQUEUED):
-        starts, sizes = records.fields[field::FIELDS], records.fields[field + 1 :: FIELDS]
-        b"\0".join([content[at : at + n] for at, n in zip(starts, sizes, strict=True)]).decode()
+    # the enqueued time follows the offset, with one length byte below 128 between them, so both are checked to be UTF-8 at once
+    starts, ends, sizes = records.fields[OFFSET::FIELDS], records.fields[ENQUEUED::FIELDS], records.fields[ENQUEUED + 1 :: FIELDS]
+    b"\0".join([content[start : end + size] for start, end, size in zip(starts, ends, sizes, strict=True)]).decode()
     return records
 
 

@@ -405,7 +405,7 @@ def _batch(group: list[tuple[_Read, avro.Records]]) -> pa.RecordBatch:
             _views(content, fields, avro.OFFSET),
             _views(content, fields, avro.ENQUEUED),
             text,
-            _views(content, fields, avro.BODY, _HEAD_BYTES),
+            _heads(text),
             valid,
             pa.array(np.maximum(fields[:, avro.BODY + 1], 0)),
         ],
@@ -428,14 +428,21 @@ def _bodies(content: bytes, fields: np.ndarray) -> tuple[pa.Array, pa.Array]:
     return pa.array(decoded, pa.string_view()), valid
 
 
-def _views(content: bytes, fields: np.ndarray, field: int, limit: int | None = None) -> pa.Array:
-    """An Arrow string-view array over the file's bytes, or the first `limit` of each text, which copies no text.
+def _heads(text: pa.Array) -> pa.Array:
+    """The first bytes of each text, as views into the same bytes."""
+    present, views, *data = text.buffers()
+    shorter = np.frombuffer(views, np.int32).reshape(-1, 4).copy()
+    shorter[:, 0] = np.minimum(shorter[:, 0], _HEAD_BYTES)
+    return pa.Array.from_buffers(pa.string_view(), len(text), [present, pa.py_buffer(shorter.tobytes()), *data])
+
+
+def _views(content: bytes, fields: np.ndarray, field: int) -> pa.Array:
+    """An Arrow string-view array over the file's bytes, which copies no text.
 
     A view is 16 bytes: the size, then the text itself if it has at most 12 bytes, else its first four bytes, buffer number and position.
     """
     data = np.frombuffer(content, np.uint8)
     start, size = fields[:, field], fields[:, field + 1]
-    size = size if limit is None else np.minimum(size, limit)
     views = np.zeros((len(size), 16), np.uint8)
     short = size <= 12
     if short.any():
