@@ -15,7 +15,7 @@ def build_defs(**overrides: object) -> dg.Definitions:
     start_date = pipeline.settings.start_date
     partitions = daily(start_date)
     running = pipeline.settings.automation == "running"
-    ingest, bill, daily_run = billing.build_jobs(partitions)
+    ingest, bill, daily_run = billing.build_jobs()
     stages = [stage.build(partitions) for stage in (capture, usage, billing)]
     sensor_status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
     schedule_status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED

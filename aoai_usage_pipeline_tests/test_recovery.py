@@ -487,3 +487,43 @@ def test_the_published_file_is_in_the_storage_version_of_duckdb_1_0(tmp_path: Pa
     with duckdb.connect(str(path), read_only=True) as db:
         assert db.execute("SELECT tags['storage_version'] FROM duckdb_databases() WHERE path IS NOT NULL").fetchall() == [("v1.0.0+",)]
         assert {name for (name,) in db.execute("SELECT table_name FROM duckdb_tables()").fetchall()} >= set(TABLES)
+
+
+@pytest.mark.parametrize("damaged", ["enriched_usage/", "daily_quality/", "daily_usage/", "daily_billing/", "request_dates.json", "request_index/"])
+def test_a_damaged_derived_object_is_made_again(tmp_path: Path, damaged: str) -> None:
+    capture(tmp_path, DAY + HOUR, ("a", DAY), ("b", DAY))
+    run(tmp_path)
+    bill = tables(tmp_path)
+    for name in versions(tmp_path):
+        if name.startswith(damaged):
+            (tmp_path / "lake" / name).write_bytes(b"garbage")
+    capture(tmp_path, DAY + 26 * HOUR, ("c", DAY + 25 * HOUR), first=50)
+    run(tmp_path)
+    after = tables(tmp_path)
+    assert [row for row in after["daily_billing"] if DAY.date() in row] == bill["daily_billing"]
+    assert requests(tmp_path) == {DAY.date(): 2, DAY.date() + dt.timedelta(1): 1}
+
+
+def test_files_of_others_in_the_lake_are_left_alone(tmp_path: Path) -> None:
+    capture(tmp_path, DAY + HOUR, ("a", DAY))
+    run(tmp_path)
+    strange = [tmp_path / "lake" / name for name in ("manifests/notes.txt", "enriched_usage/notes.txt", "daily_billing/usage_date=x/data.parquet")]
+    for path in strange:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+    run(tmp_path)
+    assert requests(tmp_path) == {DAY.date(): 1}
+    assert all(path.read_text() == "mine" for path in strange)
+
+
+def test_prices_changed_between_enriching_and_billing_hold_the_day_with_that_reason(tmp_path: Path) -> None:
+    capture(tmp_path, DAY + HOUR, ("a", DAY))
+    pipeline = installation(tmp_path)
+    pipeline.ingest([DAY.date()])
+    pipeline.enrich([DAY.date()])
+    book = tmp_path / "reference/price_book.csv"
+    book.write_text(book.read_text().replace("2.50", "3.50"))
+    [day] = pipeline.bill([DAY.date()])
+    assert day.outcome == "held" and "reference data changed" in str(day.reason)
+    run(tmp_path)
+    assert pipeline.held() == {}

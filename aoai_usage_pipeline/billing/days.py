@@ -233,7 +233,8 @@ class Enrichment(_Stage):
 
     def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
         counts = self._counts[day]
-        footer = footer_metadata({"input": input_digest, "code": self._code, **counts})
+        reference = engine.digest(self._reference.on(day).content())
+        footer = footer_metadata({"input": input_digest, "code": self._code, "reference": reference, **counts})
         enriched = copy(db, self._lake, f"SELECT {tables.select_list(tables.ENRICHED_USAGE)} FROM enriched WHERE usage_date = DATE '{day}'", footer)
         source = engine.read_parquet([str(enriched)])
         # the identities are proven on the very file that will stand in the lake
@@ -277,7 +278,8 @@ class DailyTables(_Stage):
 
     def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str]) -> dict[dt.date, str]:
         db.execute(f"CREATE VIEW enriched AS SELECT * FROM {engine.read_parquet(self._enrichment.days.paths(list(days)))}")
-        match.load_reference(db, self._load_reference())
+        reference = self._load_reference()
+        match.load_reference(db, reference)
         own = ", ".join(_DIMENSIONS)
         db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own))
         db.execute(match.match_prices("daily_groups"))
@@ -288,8 +290,14 @@ class DailyTables(_Stage):
         )
         for table, columns, select in (("daily_usage", tables.DAILY_USAGE, usage), ("daily_billing", tables.DAILY_BILLING, billing)):
             db.execute(f"CREATE TABLE {table} AS SELECT {tables.select_list(columns)} FROM ({select}) ORDER BY ALL")
-        overtaken = {day: _OVERTAKEN for day in days if self._enrichment.days.footer(day)[1] != self._sources[day]}
-        return self._unbalanced(db, days) | overtaken
+        held = self._unbalanced(db, days)
+        for day in days:
+            footer, etag = self._enrichment.days.footer(day)
+            if etag != self._sources[day]:
+                held[day] = _OVERTAKEN
+            elif footer.get("reference") != engine.digest(reference.on(day).content()):
+                held[day] = "the reference data changed after the day was enriched: run the day again"
+        return held
 
     def _unbalanced(self, db: duckdb.DuckDBPyConnection, days: Iterable[dt.date]) -> dict[dt.date, str]:
         """The days whose lines do not add up to the enriched usage, in tokens or in cost."""

@@ -82,14 +82,14 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
     return daily_tables, checks
 
 
-def build_jobs(partitions: dg.PartitionsDefinition) -> tuple[Any, ...]:
+def build_jobs() -> tuple[Any, ...]:
     """`ingest` (capture dates), `bill` (usage dates), and `daily_run` (both, for the schedule)."""
     raw = dg.AssetSelection.assets("raw_events")
     rest = dg.AssetSelection.assets("enriched_usage", "daily_usage", "daily_billing", "usage_warehouse")
     return (
-        dg.define_asset_job("ingest", raw, partitions_def=partitions, description="Read new and changed capture files of some capture dates."),
-        dg.define_asset_job("bill", rest, partitions_def=partitions, description="Enrich, bill and publish some usage dates."),
-        dg.define_asset_job("daily_run", raw | rest, partitions_def=partitions, description="Ingest, bill and publish a range of days."),
+        dg.define_asset_job("ingest", raw, description="Read new and changed capture files of some capture dates."),
+        dg.define_asset_job("bill", rest, description="Enrich, bill and publish some usage dates."),
+        dg.define_asset_job("daily_run", raw | rest, description="Ingest, bill and publish a range of days."),
     )
 
 

@@ -32,6 +32,8 @@ NEWEST_DAYS = 3
 MAX_ATTEMPTS = 3
 MAX_RUNS_PER_TICK = 5
 SWEEP_SECONDS = 8.0
+SPAN_REACH = 8
+"""Days this close share a run: the unchanged days between them, weekends say, cost nothing."""
 
 _BALANCED = "captured_is_parsed_plus_quarantined"
 _CHECKS = {
@@ -119,7 +121,7 @@ def build_sensor(ingest: Any, bill: Any, start_date: dt.date, status: dg.Default
             running = _in_flight(context.instance, job)
             asked = state.asked.setdefault(job, {})
             due, given_up = _due(wanted, asked, running)
-            for start, end in list(spans(due))[: MAX_RUNS_PER_TICK - len(requests)]:
+            for start, end in list(spans(due, SPAN_REACH))[: MAX_RUNS_PER_TICK - len(requests)]:
                 requests.append(dg.RunRequest(job_name=job, tags={RANGE_START: str(start), RANGE_END: str(end)}))
                 for day in due:
                     if start <= day <= end:
@@ -160,15 +162,17 @@ def _look(pipeline: Pipeline, state: _State, start_date: dt.date, today: dt.date
         changed |= pipeline.changed_capture_dates(first, last)
     if newest == start_date:
         return changed
-    last = dt.date.fromisoformat(state.sweep) if state.sweep else newest - dt.timedelta(1)
-    stop = None
-    while last != stop and clock() < until:
-        # once around, a month at a time
+    last = dt.date.fromisoformat(state.sweep) if state.sweep else newest
+    seen: set[dt.date] = set()
+    while clock() < until:
+        # a month at a time, once around at the most
         last = last if start_date <= last < newest else newest - dt.timedelta(1)
-        stop = stop or last
         first = max(start_date, last.replace(day=1))
+        if first in seen:
+            break
+        seen.add(first)
         changed |= pipeline.changed_capture_dates(first, last)
-        last = first - dt.timedelta(1) if first > start_date else newest - dt.timedelta(1)
+        last = first - dt.timedelta(1)
     state.sweep = str(last)
     return changed
 
@@ -181,7 +185,9 @@ def _in_flight(instance: dg.DagsterInstance, job: str) -> set[dt.date]:
     ]  # fmt: skip
     days: set[dt.date] = set()
     for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=statuses)):
-        if RANGE_START in run.tags:
+        if day := run.tags.get("dagster/partition"):
+            days.add(dt.date.fromisoformat(day))
+        elif RANGE_START in run.tags:
             first, last = (dt.date.fromisoformat(run.tags[tag]) for tag in (RANGE_START, RANGE_END))
             days |= {first + dt.timedelta(n) for n in range((last - first).days + 1)}
     return days

@@ -58,12 +58,12 @@ def span(days: Sequence[dt.date]) -> str:
     return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in spans(days))
 
 
-def spans(days: Sequence[dt.date]) -> Iterator[tuple[dt.date, dt.date]]:
-    """The contiguous ranges of days."""
+def spans(days: Sequence[dt.date], reach: int = 1) -> Iterator[tuple[dt.date, dt.date]]:
+    """The ranges of days in which each day is at most `reach` days after the one before."""
     ordered = sorted(set(days))
     start = 0
     for i in range(1, len(ordered) + 1):
-        if i == len(ordered) or ordered[i] - ordered[i - 1] > dt.timedelta(days=1):
+        if i == len(ordered) or ordered[i] - ordered[i - 1] > dt.timedelta(days=reach):
             yield ordered[start], ordered[i - 1]
             start = i
 

@@ -32,9 +32,11 @@ class Days:
         """`footer` of every day that has an object, for the price of one listing and the objects that changed since the last one."""
         found = {}
         for stored in self._lake.objects(f"{self.table}/"):
-            day = dt.date.fromisoformat(stored.name.split("/")[1].removeprefix("usage_date="))
-            footer = self._read(stored.name, stored.etag)
-            if footer:
+            try:
+                day = dt.date.fromisoformat(stored.name.split("/")[1].removeprefix("usage_date="))
+            except ValueError:
+                continue  # somebody else's file
+            if stored.name == self.name(day) and (footer := self._read(stored.name, stored.etag)):
                 found[day] = footer
         return found
 
@@ -49,9 +51,13 @@ class Days:
                 content, etag = self._lake.tail(name, _TAIL_BYTES)
             except NotFound:
                 return None
-            parquet = pyarrow.parquet.read_metadata(io.BytesIO(content))
-            stored = json.loads((parquet.metadata or {}).get(_FOOTER_KEY.encode(), b"{}"))
-            self._footers[name] = (etag, {**stored, "rows": parquet.num_rows})
+            try:
+                parquet = pyarrow.parquet.read_metadata(io.BytesIO(content))
+                stored = json.loads((parquet.metadata or {}).get(_FOOTER_KEY.encode(), b"{}"))
+                self._footers[name] = (etag, {**stored, "rows": parquet.num_rows})
+            except pyarrow.ArrowInvalid:
+                # a damaged object is made from nothing we know, so it is made again
+                self._footers[name] = (etag, {"rows": 0})
         etag, footer = self._footers[name]
         return footer, etag
 

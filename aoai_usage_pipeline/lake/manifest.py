@@ -100,9 +100,11 @@ class Manifests:
         """Every manifest of the lake, by capture date."""
         found = []
         for stored in self._lake.objects(_PREFIX):
-            date = dt.date.fromisoformat(stored.name.rpartition("=")[2].removesuffix(".json"))
-            read = self._read(date, stored.etag)
-            if read:
+            try:
+                date = dt.date.fromisoformat(stored.name.rpartition("=")[2].removesuffix(".json"))
+            except ValueError:
+                continue  # somebody else's file
+            if read := self._read(date, stored.etag):
                 found.append(read[0])
         return sorted(found, key=lambda manifest: manifest.capture_date)
 

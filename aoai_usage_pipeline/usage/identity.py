@@ -37,18 +37,28 @@ class RequestDates:
 
     def moved(self) -> dict[dt.date, dict[str, list[object]]]:
         """By usage date, each request with copies there and elsewhere: [the date it counts on, copies in all, whether they conflict]."""
+        mended = False
         while True:
-            try:
+            stored, etag = {"covers": None, "requests": {}, "indexes": []}, None
+            with contextlib.suppress(NotFound, json.JSONDecodeError):
                 content, etag = self._lake.read(_NAME)
                 stored = json.loads(content)
-            except NotFound:
-                stored, etag = {"covers": None, "requests": {}, "indexes": []}, None
             manifests = {_index_name(manifest): manifest for manifest in self._manifests.all() if manifest.segments}
             if stored["covers"] != engine.digest(list(manifests)):
                 with engine.connect(self._lake.staging()) as db:
                     manifests = self._write_indexes(db, manifests)
                     indexes = list(manifests)
-                    requests = self._find(db, list(manifests.values()), indexes, set(indexes) - set(stored["indexes"]), stored["requests"])
+                    known = stored["requests"]
+                    try:
+                        requests = self._find(db, list(manifests.values()), indexes, set(indexes) - set(stored["indexes"]), known)
+                    except (duckdb.InvalidInputException, duckdb.IOException):
+                        if mended:
+                            raise
+                        # an index is damaged: make all of them again
+                        for name in indexes:
+                            self._lake.delete(name)
+                        mended = True
+                        continue
                 stored = {"covers": engine.digest(indexes), "indexes": indexes, "requests": requests}
                 try:
                     self._lake.write(_NAME, json.dumps(stored).encode(), replacing=etag)

@@ -383,7 +383,7 @@ def _batch(group: list[tuple[_Read, avro.Records]]) -> pa.RecordBatch:
     for (read, _), count in zip(group, counts, strict=True):
         numbers = fields[at : at + count, 0]
         read.records, read.first, read.last = count, int(numbers.min()), int(numbers.max())
-        if count != read.last - read.first + 1:
+        if (np.diff(numbers) != 1).any():
             ordered = np.unique(numbers)
             breaks = np.flatnonzero(np.diff(ordered) > 1)[:_GAPS_TOLD]
             read.gaps = tuple((int(ordered[i]) + 1, int(ordered[i + 1]) - 1) for i in breaks)
