@@ -209,10 +209,13 @@ def names(columns: tuple[Column, ...]) -> list[str]:
     return [column.name for column in columns]
 
 
-def select_list(columns: tuple[Column, ...], source: str = "") -> str:
+TOKENS = "CAST(coalesce(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)), 0) AS BIGINT)"
+"""SQL: the tokens of a group of raw events or requests, as the ledger's identities count them."""
+
+
+def select_list(columns: tuple[Column, ...]) -> str:
     """`CAST(x AS type) AS x, …` for a SELECT that must give exactly these columns."""
-    prefix = f"{source}." if source else ""
-    return ", ".join(f'CAST({prefix}"{c.name}" AS {c.type}) AS "{c.name}"' for c in columns)
+    return ", ".join(f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in columns)
 
 
 def empty_select(columns: tuple[Column, ...]) -> str:

@@ -3,9 +3,7 @@
 import concurrent.futures
 import dataclasses
 import datetime as dt
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -58,8 +56,9 @@ class _Stage:
         """The input digest of each day that differs from what its objects were made from."""
         raise NotImplementedError
 
-    def etags(self, day: dt.date) -> list[str | None]:
-        """The versions of the day's objects that a rebuild replaces."""
+    @property
+    def objects(self) -> tuple[Days, Days]:
+        """The tables whose days the stage makes, in the order in which it replaces them."""
         raise NotImplementedError
 
     def size(self, day: dt.date) -> int:
@@ -79,7 +78,8 @@ class _Stage:
         wanted = sorted(set(days))
         held_before = set(self.held.reasons())
         for _ in range(_ATTEMPTS):
-            versions = {day: self.etags(day) for day in wanted}
+            footers = [table.footers() for table in self.objects]
+            versions = {day: [found[day][1] if day in found else None for found in footers] for day in wanted}
             stale = self.plan(wanted)
             for day in wanted:
                 if day not in stale:
@@ -149,7 +149,6 @@ class _Stage:
 
 
 _OVERTAKEN = "overtaken"
-_TOKENS = "CAST(coalesce(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)), 0) AS BIGINT)"
 
 
 class Enrichment(_Stage):
@@ -186,11 +185,12 @@ class Enrichment(_Stage):
 
     def stale(self) -> dict[dt.date, str]:
         """Every usage date whose objects differ from what they would be made from, with the digest of that."""
-        made = _made_from(self.days, self.quality)
+        made = _made_from(self.objects)
         return {day: input_digest for day, input_digest in self.expected().items() if made.get(day) != {input_digest}}
 
-    def etags(self, day: dt.date) -> list[str | None]:
-        return [self.quality.footer(day)[1], self.days.footer(day)[1]]
+    @property
+    def objects(self) -> tuple[Days, Days]:
+        return self.quality, self.days
 
     def size(self, day: dt.date) -> int:
         return sum(segment.usage_dates[str(day)][0] for segment in self._segments[day])
@@ -214,8 +214,8 @@ class Enrichment(_Stage):
 
     def _unbalanced(self, db: duckdb.DuckDBPyConnection, segments: dict[dt.date, list[Segment]]) -> dict[dt.date, str]:
         """The days that cannot be made: the lake does not hold what was ingested, or a model is priced in several currencies."""
-        raw = _by_day(db, f"SELECT usage_date, count(*), {_TOKENS} FROM events GROUP BY 1")
-        kept = _by_day(db, f"SELECT usage_date, count(*), {_TOKENS} FROM accepted GROUP BY 1")
+        raw = _by_day(db, f"SELECT usage_date, count(*), {tables.TOKENS} FROM events GROUP BY 1")
+        kept = _by_day(db, f"SELECT usage_date, count(*), {tables.TOKENS} FROM accepted GROUP BY 1")
         for day in segments:
             (events, _), (requests, tokens) = raw.get(day, (0, 0)), kept.get(day, (0, 0))
             self._counts[day] = {"parsed": events, "duplicates": events - requests, "tokens": tokens}
@@ -235,16 +235,18 @@ class Enrichment(_Stage):
         counts = self._counts[day]
         reference = engine.digest(self._reference.on(day).content())
         footer = footer_metadata({"input": input_digest, "code": self._code, "reference": reference, **counts})
-        enriched = copy(db, self._lake, f"SELECT {tables.select_list(tables.ENRICHED_USAGE)} FROM enriched WHERE usage_date = DATE '{day}'", footer)
+        enriched = engine.stage(
+            db, self._lake.staging(), f"SELECT {tables.select_list(tables.ENRICHED_USAGE)} FROM enriched WHERE usage_date = DATE '{day}'", footer
+        )
         source = engine.read_parquet([str(enriched)])
         # the identities are proven on the very file that will stand in the lake
-        [(requests, tokens)] = db.execute(f"SELECT count(*), {_TOKENS} FROM {source}").fetchall()
+        [(requests, tokens)] = db.execute(f"SELECT count(*), {tables.TOKENS} FROM {source}").fetchall()
         if (requests + counts["duplicates"], tokens) != (counts["parsed"], counts["tokens"]):
             enriched.unlink()
             kept = counts["parsed"] - counts["duplicates"]
             raise Unbalanced(f"{kept} accepted requests with {counts['tokens']} tokens became {requests} enriched ones with {tokens}")
         select = engine.sql_file("billing", "daily_quality.sql").format(day=day, parsed=counts["parsed"], enriched=source)
-        quality = copy(db, self._lake, f"SELECT {tables.select_list(tables.DAILY_QUALITY)} FROM ({select})", footer)
+        quality = engine.stage(db, self._lake.staging(), f"SELECT {tables.select_list(tables.DAILY_QUALITY)} FROM ({select})", footer)
         self.quality.replace(day, quality, replacing=etags[0])
         self.days.replace(day, enriched, replacing=etags[1])
 
@@ -261,7 +263,7 @@ class DailyTables(_Stage):
         self.usage, self.billing = Days(lake, "daily_usage"), Days(lake, "daily_billing")
 
     def plan(self, days: Sequence[dt.date]) -> dict[dt.date, str]:
-        made, sources = _made_from(self.usage, self.billing), self._enrichment.days.footers()
+        made, sources = _made_from(self.objects), self._enrichment.days.footers()
         self._sources = {day: etag for day, (_, etag) in sources.items()}
         inputs = {day: str(sources[day][0].get("input")) for day in days if day in sources}
         return {day: made_from for day, made_from in inputs.items() if made.get(day) != {made_from}}
@@ -270,8 +272,9 @@ class DailyTables(_Stage):
         """Every usage date whose daily tables differ from the enriched usage they would be made from."""
         return self.plan(self._enrichment.days.existing())
 
-    def etags(self, day: dt.date) -> list[str | None]:
-        return [self.usage.footer(day)[1], self.billing.footer(day)[1]]
+    @property
+    def objects(self) -> tuple[Days, Days]:
+        return self.usage, self.billing
 
     def size(self, day: dt.date) -> int:
         return self._enrichment.days.rows(day)
@@ -302,8 +305,8 @@ class DailyTables(_Stage):
     def _unbalanced(self, db: duckdb.DuckDBPyConnection, days: Iterable[dt.date]) -> dict[dt.date, str]:
         """The days whose lines do not add up to the enriched usage, in tokens or in cost."""
         nothing = (0, None)
-        enriched = _by_day(db, f"SELECT usage_date, {_TOKENS}, sum(cost) FROM enriched GROUP BY 1")
-        usage = _by_day(db, f"SELECT usage_date, {_TOKENS}, sum(cost) FROM daily_usage GROUP BY 1")
+        enriched = _by_day(db, f"SELECT usage_date, {tables.TOKENS}, sum(cost) FROM enriched GROUP BY 1")
+        usage = _by_day(db, f"SELECT usage_date, {tables.TOKENS}, sum(cost) FROM daily_usage GROUP BY 1")
         billed = _by_day(db, "SELECT usage_date, CAST(sum(quantity) AS BIGINT), sum(cost) FROM daily_billing GROUP BY 1")
         held: dict[dt.date, str] = {}
         for day in days:
@@ -315,19 +318,12 @@ class DailyTables(_Stage):
 
     def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
         footer = footer_metadata({"input": input_digest})
-        for table, etag in zip((self.usage, self.billing), etags, strict=True):
+        for table, etag in zip(self.objects, etags, strict=True):
             select = f"SELECT * FROM {table.table} WHERE usage_date = DATE '{day}'"
-            table.replace(day, copy(db, self._lake, select, footer), replacing=etag)
+            table.replace(day, engine.stage(db, self._lake.staging(), select, footer), replacing=etag)
 
 
-def copy(db: duckdb.DuckDBPyConnection, lake: ObjectStore, select: str, metadata: dict[str, str] | None = None) -> Path:
-    """Write a SELECT's rows as one Parquet file in the lake's staging folder, with `metadata` in its footer."""
-    target = lake.staging() / f"{uuid.uuid4().hex}.parquet"
-    engine.copy(db, select, target, metadata)
-    return target
-
-
-def _made_from(*tables_of_day: Days) -> dict[dt.date, set[object]]:
+def _made_from(tables_of_day: Iterable[Days]) -> dict[dt.date, set[object]]:
     """The input digests that the tables' objects of each day name, None for a missing object: exactly one when all are up to date."""
     footers = [table.footers() for table in tables_of_day]
     return {day: {found[day][0].get("input") if day in found else None for found in footers} for found in footers for day in found}

@@ -47,11 +47,13 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def copy(db: duckdb.DuckDBPyConnection, select: str, target: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a SELECT's rows as one Parquet file, with `metadata` in its footer."""
+def stage(db: duckdb.DuckDBPyConnection, folder: Path, select: str, metadata: dict[str, str] | None = None) -> Path:
+    """Write a SELECT's rows as one new Parquet file in `folder`, with `metadata` in its footer."""
+    target = folder / f"{uuid.uuid4().hex}.parquet"
     footer = ", ".join(f"{key}: {literal(value)}" for key, value in (metadata or {}).items())
     options = f", KV_METADATA {{{footer}}}" if footer else ""
     db.execute(f"COPY ({select}) TO {literal(str(target))} (FORMAT parquet{options})")
+    return target
 
 
 def sql_file(room: str, name: str) -> str:

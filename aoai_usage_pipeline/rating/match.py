@@ -1,6 +1,5 @@
 """Which reference row applies: the one in force on the usage date with the most exact matches. Set-based, over distinct keys only."""
 
-import datetime as dt
 from collections.abc import Iterable, Sequence
 
 import duckdb
@@ -92,8 +91,3 @@ SELECT * EXCLUDE (row), row.price_id, row.unit_price, row.unit_tokens, row.curre
         WHEN 1000 THEN 0.001000 WHEN 10000 THEN 0.000100 WHEN 100000 THEN 0.000010 WHEN 1000000 THEN 0.000001 END AS DECIMAL(20,15)) AS token_price
 FROM resolved
 """
-
-
-def reference_digest_content(reference: Reference, day: dt.date) -> list[object]:
-    """What of the reference data decides a day: the rows in force on it."""
-    return list(reference.on(day).content())

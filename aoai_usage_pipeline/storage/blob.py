@@ -26,8 +26,6 @@ class BlobStore:
     Signs in with `DefaultAzureCredential`; a connection string is taken only for an emulator.
     """
 
-    is_local = False
-
     def __init__(self, url: str, connection_string: str | None = None, *, create: bool) -> None:
         account_url, container, folder = _split(url)
         self.url = url.rstrip("/")

@@ -18,8 +18,6 @@ _STALE_STAGING_SECONDS = 24 * 3600
 class FolderStore:
     """Objects are files; a replacement is a rename, and conditional writes are serialised by a lock file of the folder."""
 
-    is_local = True
-
     def __init__(self, path: str, *, create: bool) -> None:
         self.root = Path(path).absolute()
         self.url = str(self.root)

@@ -33,7 +33,6 @@ class ObjectStore(Protocol):
     """Named objects that are replaced as a whole. Names use `/`; a prefix is a plain string prefix ending in `/` or empty."""
 
     url: str
-    is_local: bool
 
     def objects(self, prefix: str = "") -> Iterator[StoredObject]:
         """Every object whose name starts with `prefix`, in no particular order."""

@@ -9,7 +9,6 @@ any time from the segments.
 import contextlib
 import datetime as dt
 import json
-import uuid
 
 import duckdb
 
@@ -80,10 +79,10 @@ class RequestDates:
         for name, manifest in manifests.items():
             if name in existing:
                 continue
-            staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
             try:
                 events = engine.read_parquet(self._lake.local_paths([segment.name for segment in manifest.segments]))
-                engine.copy(db, f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL", staged)
+                select = f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL"
+                staged = engine.stage(db, self._lake.staging(), select)
             except (duckdb.Error, NotFound):
                 del indexed[name]
                 continue

@@ -25,7 +25,6 @@ from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest, Manifests, Se
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
 from aoai_usage_pipeline.usage.normalize import MACROS, TRUNCATED_BYTES, raw_events_select
 
-_TOKENS = "CAST(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)) AS BIGINT)"
 _CHUNK_BYTES = 160 * 2**20
 _FETCHES = 4
 _FILES_TOLD = 1000
@@ -183,6 +182,7 @@ class Ingest:
         """Stream every file into the table `events`, decoding in one thread while the engine parses in the others."""
         files_of = (file for work in chunk for hour in sorted(work.hours) for file in sorted(work.hours[hour], key=lambda f: f.object.name))
         reads = [_Read(file, number) for number, file in enumerate(files_of)]
+        segments = _segment_numbers(chunk)
         db = engine.open_connection(self._lake.staging())
         db.execute(MACROS)
         files = pa.table(  # noqa: F841 - read by name below
@@ -192,6 +192,7 @@ class Ingest:
                 "namespace": [r.file.namespace for r in reads],
                 "event_hub": [r.file.event_hub for r in reads],
                 "partition_id": [r.file.partition_id for r in reads],
+                "segment": [segments[r.file.capture_date, r.file.window_start.hour] for r in reads],
             }
         )
         db.execute("CREATE TABLE files AS SELECT * FROM files")
@@ -280,17 +281,9 @@ class Ingest:
 
     def _write_segments(self, db: duckdb.DuckDBPyConnection, chunk: "list[_Work]", reads: list[_Read]) -> dict[tuple[dt.date, int], Segment]:
         """One segment for each hour that was read, in one pass over `events`; hours without records have none."""
-        hours = {key: number for number, key in enumerate((work.date, hour) for work in chunk for hour in work.hours)}
-        of_file = pa.table(  # noqa: F841 - read by name below
-            {
-                "file": pa.array([r.number for r in reads], pa.int32()),
-                "segment": [hours[r.file.capture_date, r.file.window_start.hour] for r in reads],
-            }
-        )
-        db.execute("ALTER TABLE files ADD COLUMN segment BIGINT; UPDATE files SET segment = s.segment FROM of_file AS s WHERE files.file = s.file")
         usage_dates: dict[int, dict[str | None, tuple[int, int]]] = {}
         for number, day, events, tokens in db.execute(
-            f"SELECT segment, CAST(usage_date AS VARCHAR), count(*), {_TOKENS} FROM events JOIN files USING (file) GROUP BY 1, 2 ORDER BY ALL"
+            f"SELECT segment, CAST(usage_date AS VARCHAR), count(*), {tables.TOKENS} FROM events JOIN files USING (file) GROUP BY 1, 2 ORDER BY ALL"
         ).fetchall():
             usage_dates.setdefault(number, {})[day] = (events, tokens)
         target = self._lake.staging() / uuid.uuid4().hex
@@ -299,16 +292,14 @@ class Ingest:
             TO {engine.literal(str(target))} (FORMAT parquet, PARTITION_BY (segment))"""
         )
         segments: dict[tuple[dt.date, int], Segment] = {}
-        for (date, hour), number in hours.items():
+        for (date, hour), number in _segment_numbers(chunk).items():
             if number not in usage_dates:
                 continue
             mine = [r for r in reads if r.records and r.file.capture_date == date and r.file.window_start.hour == hour]
             name = f"{folder(date)}hour={hour:02}/{engine.digest(self.reader, sorted((r.file.object.name, r.content) for r in mine))}.parquet"
             parts = sorted((target / f"segment={number}").iterdir())
             if len(parts) > 1:
-                whole = target / f"{number}.parquet"
-                engine.copy(db, f"SELECT * FROM {engine.read_parquet([str(part) for part in parts])}", whole)
-                parts = [whole]
+                parts = [engine.stage(db, target, f"SELECT * FROM {engine.read_parquet([str(part) for part in parts])}")]
             self._write_named(name, parts[0])
             segments[date, hour] = _segment(name, hour, usage_dates[number])
         shutil.rmtree(target, ignore_errors=True)
@@ -320,20 +311,17 @@ class Ingest:
         rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths(old))} WHERE blob IN ({blobs})"
         if segment:
             rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths([segment.name]))} UNION ALL BY NAME {rows}"
-        counts = db.execute(f"SELECT CAST(usage_date AS VARCHAR), count(*), {_TOKENS} FROM ({rows}) GROUP BY 1").fetchall()
+        counts = db.execute(f"SELECT CAST(usage_date AS VARCHAR), count(*), {tables.TOKENS} FROM ({rows}) GROUP BY 1").fetchall()
         name = f"{prefix}{engine.digest(segment.name if segment else '', sorted((e.blob, e.content) for e in kept))}.parquet"
-        staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
-        engine.copy(db, rows, staged)
-        self._write_named(name, staged)
+        self._write_named(name, engine.stage(db, self._lake.staging(), rows))
         return _segment(name, hour, {day: (events, tokens) for day, events, tokens in counts})
 
     def _write_quarantine(self, db: duckdb.DuckDBPyConnection, manifest: Manifest) -> str:
         segments = [segment.name for segment in manifest.segments if segment.quarantined]
         name = f"{folder(manifest.capture_date)}quarantine-{engine.digest(segments)}.parquet"
         source = engine.read_parquet(self._lake.local_paths(segments))
-        staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
-        engine.copy(db, f"SELECT {tables.select_list(tables.QUARANTINE)} FROM {source} WHERE reason IS NOT NULL", staged)
-        self._write_named(name, staged)
+        select = f"SELECT {tables.select_list(tables.QUARANTINE)} FROM {source} WHERE reason IS NOT NULL"
+        self._write_named(name, engine.stage(db, self._lake.staging(), select))
         return name
 
     def _write_named(self, name: str, staged: Path) -> None:
@@ -350,6 +338,11 @@ class Ingest:
             named = stored.name in manifest.names() or stored.name in before.names()
             if not named and stored.modified < oldest:
                 self._lake.delete(stored.name)
+
+
+def _segment_numbers(chunk: list[_Work]) -> dict[tuple[dt.date, int], int]:
+    """A number for each hour of a chunk."""
+    return {key: number for number, key in enumerate((work.date, hour) for work in chunk for hour in work.hours)}
 
 
 def _segment(name: str, hour: int, counts: dict[str | None, tuple[int, int]]) -> Segment:
