@@ -27,10 +27,14 @@ Row = tuple[int, str, str, bytes | None]
 def decoded(content: bytes) -> list[Row]:
     """What the package reads: sequence number, offset, enqueued time and body of every record."""
     records = avro.read(content)
-    numbers = list(records.fields[:: avro.FIELDS])
-    offsets, times, bodies = (records.texts(field) for field in (avro.OFFSET, avro.ENQUEUED, avro.BODY))
+    numbers = records.fields[:, 0].tolist()
+    offsets, times, bodies = (_texts(records, field) for field in (avro.OFFSET, avro.ENQUEUED, avro.BODY))
     assert len(records) == len(numbers)
     return [(n, o.decode(), t.decode(), b) for n, o, t, b in zip(numbers, offsets, times, bodies, strict=True)]
+
+
+def _texts(records: avro.Records, field: int) -> list[bytes | None]:
+    return [None if size < 0 else records.content[at : at + size] for at, size in records.fields[:, field : field + 2].tolist()]
 
 
 def plain(content: bytes, **options: Any) -> list[Row]:

@@ -8,11 +8,9 @@ import datetime as dt
 import re
 
 from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.capture.records import TRUNCATED_BYTES
 from aoai_usage_pipeline.lake.engine import literal
 from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS, TEXT_COLUMNS, Contract, contracts
-
-TRUNCATED_BYTES = 190_000
-"""API Management cuts an event at 200 KB; a body that is not JSON and at least this long was cut."""
 
 FILE_COLUMNS = ("blob", "namespace", "event_hub", "partition_id")
 """Columns of a raw event that its file gives."""

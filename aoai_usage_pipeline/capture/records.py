@@ -1,0 +1,221 @@
+"""The records of many capture files as one stream of Arrow batches, in the order of the files, that copies no text."""
+
+import codecs
+import collections
+import concurrent.futures
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from aoai_usage_pipeline.capture import avro
+from aoai_usage_pipeline.capture.names import CaptureFile
+from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
+
+TRUNCATED_BYTES = 190_000
+"""API Management cuts an event at 200 KB; a body that is not JSON and at least this long was cut."""
+
+_FETCHES = 4
+_FETCH_FILES, _FETCH_BYTES = 16, 4 * 2**20
+_FILES_TOLD = 1000
+_GAPS_TOLD = 20
+_HEAD_BYTES = 400
+_BATCH_ROWS = 8_192
+_BATCH_BYTES = 8 * 2**20
+SCHEMA = pa.schema(
+    {
+        "file": pa.int32(),
+        "partition": pa.dictionary(pa.int32(), pa.string()),
+        "window_start": pa.timestamp("us"),
+        "sequence_number": pa.int64(),
+        "offset": pa.string_view(),
+        "enqueued_text": pa.string_view(),
+        "body": pa.string_view(),
+        "head": pa.string_view(),
+        "valid": pa.bool_(),
+        "bytes": pa.int64(),
+    }
+)
+"""The stream's columns; `file` is the place of the record's file in the list of files, `head` the body's first bytes."""
+
+
+@dataclasses.dataclass
+class FileRead:
+    """One capture file and what reading it gave; `number` is its place in the list of files.
+
+    `gaps` are the first runs of sequence numbers that are missing inside the file, both ends included. `reason` says why it is unreadable.
+    """
+
+    file: CaptureFile
+    number: int
+    etag: str = ""
+    size: int = 0
+    content: str = ""
+    records: int = 0
+    first: int | None = None
+    last: int | None = None
+    reason: str | None = None
+    gaps: tuple[tuple[int, int], ...] = ()
+
+
+def batches(store: ObjectStore, reads: list[FileRead], progress: Callable[[int, int, str], None]) -> Iterator[pa.RecordBatch]:
+    """The records of all files, which fills in `reads`; small files share a batch, and a large one is cut into several."""
+    group: list[tuple[FileRead, avro.Records]] = []
+    rows = 0
+    with concurrent.futures.ThreadPoolExecutor(_FETCHES) as pool:
+        for number, (read, content) in enumerate(_fetch_ahead(pool, lambda read: _fetch(store, read), reads)):
+            if number % _FILES_TOLD == 0:
+                progress(number, len(reads), f"read {read.file.object.name}")
+            if content is None:
+                continue
+            try:
+                records = avro.read(content)
+            except avro.Unreadable as error:
+                read.reason = str(error)
+                continue
+            if not len(records):
+                continue
+            group.append((read, records))
+            rows += len(records)
+            if rows >= _BATCH_ROWS or sum(len(r.content) for _, r in group) >= _BATCH_BYTES:
+                yield from _cut(_batch(group))
+                group, rows = [], 0
+    if group:
+        yield from _cut(_batch(group))
+    progress(len(reads), len(reads), "read every capture file")
+
+
+def _fetch(store: ObjectStore, read: FileRead) -> bytes | None:
+    try:
+        content, read.etag = store.read(read.file.object.name)
+    except (NotFound, Changed) as error:
+        read.reason, read.etag = f"gone or being written while it was read: {error}", read.file.object.etag
+        return None
+    read.size, read.content = len(content), hashlib.sha256(content).hexdigest()
+    return content
+
+
+def _fetch_ahead(
+    pool: concurrent.futures.Executor, fetch: Callable[[FileRead], bytes | None], reads: Iterable[FileRead]
+) -> Iterator[tuple[FileRead, bytes | None]]:
+    """Each file with its content, the next few groups of files being fetched while one is decoded."""
+
+    def fetch_all(group: list[FileRead]) -> list[tuple[FileRead, bytes | None]]:
+        return [(read, fetch(read)) for read in group]
+
+    waiting: collections.deque[concurrent.futures.Future[list[tuple[FileRead, bytes | None]]]] = collections.deque()
+    for group in _groups(reads):
+        waiting.append(pool.submit(fetch_all, group))
+        if len(waiting) > _FETCHES:
+            yield from waiting.popleft().result()
+    for fetched in waiting:
+        yield from fetched.result()
+
+
+def _groups(reads: Iterable[FileRead]) -> Iterator[list[FileRead]]:
+    group: list[FileRead] = []
+    for read in reads:
+        group.append(read)
+        if len(group) == _FETCH_FILES or sum(r.file.object.size for r in group) >= _FETCH_BYTES:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    return (batch.slice(at, 2 * _BATCH_ROWS) for at in range(0, len(batch), 2 * _BATCH_ROWS))
+
+
+def _batch(group: list[tuple[FileRead, avro.Records]]) -> pa.RecordBatch:
+    counts = [len(records) for _, records in group]
+    fields = np.concatenate([records.fields for _, records in group])
+    at = 0
+    for (read, _), count in zip(group, counts, strict=True):
+        numbers = fields[at : at + count, 0]
+        read.records, read.first, read.last = count, int(numbers.min()), int(numbers.max())
+        if (np.diff(numbers) != 1).any():
+            ordered = np.unique(numbers)
+            breaks = np.flatnonzero(np.diff(ordered) > 1)[:_GAPS_TOLD]
+            read.gaps = tuple((int(ordered[i]) + 1, int(ordered[i + 1]) - 1) for i in breaks)
+        at += count
+    content = group[0][1].content
+    if len(group) > 1:
+        content = b"".join(records.content for _, records in group)
+        starts = list(itertools.accumulate((len(records.content) for _, records in group[:-1]), initial=0))
+        fields[:, [avro.OFFSET, avro.ENQUEUED, avro.BODY]] += np.repeat(np.array(starts, np.int64), counts)[:, None]
+    which = np.repeat(np.arange(len(group), dtype=np.int32), counts)
+    partitions = [f"{read.file.namespace}/{read.file.event_hub}/{read.file.partition_id}" for read, _ in group]
+    text, valid = _bodies(content, fields)
+    return pa.record_batch(
+        [
+            pa.array(np.array([read.number for read, _ in group], np.int32)[which]),
+            pa.DictionaryArray.from_arrays(pa.array(which), pa.array(partitions)),
+            pa.array(np.array([read.file.window_start for read, _ in group], "datetime64[us]")[which]),
+            pa.array(fields[:, 0].copy()),
+            _views(content, fields, avro.OFFSET),
+            _views(content, fields, avro.ENQUEUED),
+            text,
+            _heads(text),
+            valid,
+            pa.array(np.maximum(fields[:, avro.BODY + 1], 0)),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def _bodies(content: bytes, fields: np.ndarray) -> tuple[pa.Array, pa.Array]:
+    """The bodies as text, and whether each one is UTF-8."""
+    start, size = fields[:, avro.BODY], fields[:, avro.BODY + 1]
+    if size.max() < TRUNCATED_BYTES:
+        text = _views(content, fields, avro.BODY)
+        try:
+            text.validate(full=True)
+            return text, pa.repeat(pa.scalar(True), len(fields))
+        except pa.ArrowInvalid:
+            pass
+    decoded = [_text(content[at : at + n]) if n >= 0 else None for at, n in zip(start.tolist(), size.tolist(), strict=True)]
+    valid = pa.array([text is not None or n < 0 for text, n in zip(decoded, size, strict=True)])
+    return pa.array(decoded, pa.string_view()), valid
+
+
+def _heads(text: pa.Array) -> pa.Array:
+    """The first bytes of each text, as views into the same bytes."""
+    present, views, *data = text.buffers()
+    shorter = np.frombuffer(views, np.int32).reshape(-1, 4).copy()
+    shorter[:, 0] = np.minimum(shorter[:, 0], _HEAD_BYTES)
+    return pa.Array.from_buffers(pa.string_view(), len(text), [present, pa.py_buffer(shorter.tobytes()), *data])
+
+
+def _views(content: bytes, fields: np.ndarray, field: int) -> pa.Array:
+    """An Arrow string-view array over the file's bytes, which copies no text.
+
+    A view is 16 bytes: the size, then the text itself if it has at most 12 bytes, else its first four bytes, buffer number and position.
+    """
+    data = np.frombuffer(content, np.uint8)
+    start, size = fields[:, field], fields[:, field + 1]
+    views = np.zeros((len(size), 16), np.uint8)
+    short = size <= 12
+    if short.any():
+        at = np.minimum(start[short, None] + np.arange(12), len(data) - 1)
+        views[short, 4:] = np.where(np.arange(12) < size[short, None], data[at], 0)
+    if not short.all():
+        views[~short, 4:8] = data[start[~short, None] + np.arange(4)]
+    numbers = views.view(np.int32)
+    numbers[:, 0] = np.maximum(size, 0)
+    numbers[~short, 3] = start[~short]
+    present = np.packbits(size >= 0, bitorder="little").tobytes()
+    buffers = [pa.py_buffer(present), pa.py_buffer(views.tobytes()), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.string_view(), len(size), buffers)
+
+
+def _text(body: bytes) -> str | None:
+    # a body that the gateway cut off may end inside a character
+    whole = len(body) < TRUNCATED_BYTES
+    try:
+        return codecs.utf_8_decode(body, "strict", whole)[0]
+    except UnicodeDecodeError:
+        return None
