@@ -20,9 +20,9 @@ from aoai_usage_pipeline.usage.identity import CANONICAL_ORDER, USAGE_VALUES, Re
 
 Progress = Callable[[int, int, str], None]
 
-_CHUNK_EVENTS = 300_000
+_CHUNK_EVENTS = 600_000
 _ATTEMPTS = 5
-_WRITES = 2
+_WRITES = 3
 _DIMENSIONS = [
     column
     for column in tables.names(tables.DAILY_USAGE)

@@ -60,14 +60,10 @@ class Records:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Layout:
-    """The two maps of a record as bytes: constant ones, each followed by a value of some kind, and the constant ones at the end."""
+    """The two maps of a record as bytes: the constant ones they begin with, then values of some kind, each with the constant bytes behind it."""
 
-    values: tuple[tuple[bytes, str], ...]
-    end: bytes
-
-    @property
-    def lead(self) -> bytes:
-        return self.values[0][0] if self.values else self.end
+    lead: bytes
+    values: tuple[tuple[str, bytes], ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -152,21 +148,21 @@ def _layout(types: dict[str, Any], record: dict[str, Any]) -> _Layout | None:
     """The layout of a record's maps when the schema is Capture's, else None."""
     if list(types) != _NAMES or [type_["type"] if isinstance(type_, dict) else type_ for type_ in types.values()] != _LAYOUT:
         return None
-    values: list[tuple[bytes, str]] = []
-    constant = b""
+    kinds: list[str] = []
+    constants = [b""]
     for name in ("SystemProperties", "Properties"):
         branches = types[name]["values"]
-        constant += _zigzag(len(record[name])) if record[name] else b""
+        constants[-1] += _zigzag(len(record[name])) if record[name] else b""
         for key, value in record[name].items():
             kind = _KINDS[type(value)]
             if not isinstance(branches, list) or kind not in branches:
                 return None
-            constant += _zigzag(len(key.encode())) + key.encode() + _zigzag(branches.index(kind))
+            constants[-1] += _zigzag(len(key.encode())) + key.encode() + _zigzag(branches.index(kind))
             if kind != "null":
-                values.append((constant, kind))
-                constant = b""
-        constant += b"\0"
-    return _Layout(tuple(values), constant)
+                kinds.append(kind)
+                constants.append(b"")
+        constants[-1] += b"\0"
+    return _Layout(constants[0], tuple(zip(kinds, constants[1:], strict=True)))
 
 
 def _zigzag(number: int) -> bytes:
@@ -214,9 +210,8 @@ def _read_block(content: bytes, count: int, start: int, end: int, layout: _Layou
         raise _Unlike
     data = np.frombuffer(content, np.uint8)
     maps = start + np.cumsum(np.fromiter(map(len, parts[:-1]), np.int64, count) + len(layout.lead)) - len(layout.lead)
-    at = maps
-    for constant, kind in layout.values:
-        at = _skip(data, at, constant)
+    at = maps + len(layout.lead)
+    for kind, constant in layout.values:
         if kind == "double":
             at = at + 8
         elif kind == "long":
@@ -224,7 +219,7 @@ def _read_block(content: bytes, count: int, start: int, end: int, layout: _Layou
         else:
             size, at = _lengths(data, at)
             at = at + size
-    at = _skip(data, at, layout.end)
+        at = _skip(data, at, constant)
     branch = data[at]
     if not ((branch == 0) | (branch == 2)).all():
         raise _Unlike
@@ -258,18 +253,18 @@ def _lengths(data: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _varints(data: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The Avro longs at the positions, and the positions behind them."""
-    values, going, shift = np.zeros(len(at), np.int64), np.ones(len(at), bool), 0
-    at = at.copy()
-    while True:
-        bytes_ = data[at]
-        values |= np.where(going, bytes_.astype(np.int64) & 127, 0) << shift
+    values, at, shift = data[at].astype(np.int64), at + 1, 7
+    going = values > 127
+    values &= 127
+    while going.any():
+        if shift == 7 * _MAX_VARINT_BYTES:
+            raise _Unlike
+        bytes_ = data[at].astype(np.int64)
+        values |= np.where(going, bytes_ & 127, 0) << shift
         at += going
         going &= bytes_ > 127
-        if not going.any():
-            return (values >> 1) ^ -(values & 1), at
         shift += 7
-        if shift >= 7 * _MAX_VARINT_BYTES:
-            raise _Unlike
+    return (values >> 1) ^ -(values & 1), at
 
 
 def _two_longs(content: bytes, position: int) -> tuple[list[int], int]:

@@ -106,12 +106,13 @@ class RequestDates:
             recent = f"SELECT request_hash FROM {engine.read_parquet([paths[name] for name in sorted(new)])}" if new else "SELECT NULL WHERE false"
             ids = ", ".join(engine.literal(request_id) for request_id in known)
             suspects = f"WHERE request_hash IN ({recent} UNION ALL SELECT hash(unnest([{ids}]::VARCHAR[])))"
+        index = engine.read_parquet(list(paths.values()))
         db.execute(
-            f"""CREATE TABLE several AS SELECT request_hash, list(DISTINCT usage_date) AS dates
-            FROM {engine.read_parquet(list(paths.values()))} {suspects}
+            f"""CREATE TABLE several AS SELECT request_hash FROM {index} {suspects}
             GROUP BY request_hash HAVING min(usage_date) <> max(usage_date)"""
         )
-        days = {day for (day,) in db.execute("SELECT DISTINCT unnest(dates) FROM several").fetchall()}
+        dates = f"SELECT DISTINCT usage_date FROM {index} WHERE request_hash IN (SELECT request_hash FROM several)"
+        days = {day for (day,) in db.execute(dates).fetchall()}
         if not days:
             return {}
         by_day = events_by_usage_date(manifests)

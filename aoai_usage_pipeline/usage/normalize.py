@@ -64,8 +64,9 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> st
     """
     known = contracts()
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
-    # the marker is looked for in the first keys, and all through the body only where that recognises nothing
-    parsed = ",\n    ".join(f"CASE WHEN contains(head, {literal(c.marker)}) THEN {_parse(c)} END AS e_{c.name}" for c in known)
+    # a body is parsed for the contract whose marker comes first in it, and for every other one only where that recognises nothing
+    markers = literal("|".join(re.escape(c.marker) for c in known))
+    parsed = ",\n    ".join(f"CASE WHEN marker = {literal(c.marker)} THEN {_parse(c)} END AS e_{c.name}" for c in known)
     parsed_again = ",\n    ".join(
         f"CASE WHEN first_contract IS NOT NULL THEN e_{c.name} WHEN contains(body, {literal(c.marker)}) THEN {_parse(c)} END AS e_{c.name}"
         for c in known
@@ -84,11 +85,13 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> st
     bad_count = " ".join(f"WHEN {c} NOT BETWEEN 0 AND {_MAX_TOKENS} THEN 'invalid_count: {c} is not a number of tokens'" for c in COUNT_COLUMNS)
     earliest = f"TIMESTAMP '{start_date}'"
     return f"""
-WITH parsed AS (
+WITH marked AS (
+    SELECT *, regexp_extract(head, {markers}) AS marker FROM {source}
+), parsed AS (
     SELECT *,
     coalesce(month_first(plain_spaces(enqueued_text)), utc(enqueued_text), window_start) AS enqueued_at,
     {parsed}
-    FROM {source}
+    FROM marked
 ), recognised AS (
     SELECT *, CASE {contract} END AS first_contract FROM parsed
 ), parsed_again AS (

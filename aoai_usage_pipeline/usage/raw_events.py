@@ -164,7 +164,8 @@ class Ingest:
         for column, values in origin.items():
             events = events.append_column(column, pa.DictionaryArray.from_arrays(pa.array(file, pa.int32()), pa.array(values)))
         staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
-        pq.write_table(events.select(tables.names(tables.RAW_EVENTS)), staged, use_dictionary=_DICTIONARY_COLUMNS, store_schema=False)
+        rows = events.select(tables.names(tables.RAW_EVENTS))
+        pq.write_table(rows, staged, use_dictionary=_DICTIONARY_COLUMNS, write_statistics=["usage_date"], store_schema=False)
         content = sorted((read.file.object.name, read.content) for read in reads if read.records)
         name = f"{folder(date)}hour={hour:02}/{engine.digest(self.reader, content)}.parquet"
         self._write_named(name, staged)
