@@ -246,8 +246,8 @@ def compare(events: int, ways: list[str], rounds: int) -> dict[str, dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--events", type=int, default=300_000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--linear", action="store_true", help="1x, 2x, 4x, 8x of --events through the pipeline")
     parser.add_argument("--dagster", action="store_true", help="the pipeline called directly and through one Dagster range run")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)

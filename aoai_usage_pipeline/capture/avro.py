@@ -66,16 +66,8 @@ class _Layout:
     values: tuple[tuple[str, bytes], ...]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Kind:
-    """What files of one header have in common: the codec and the layouts seen so far."""
-
-    codec: str
-    layouts: set[_Layout]
-
-
-_known: dict[bytes, _Kind] = {}
-"""Headers that fastavro has read, without the sync marker behind them: the files of a hub all have the same."""
+_known: dict[bytes, tuple[str, tuple[_Layout, ...]]] = {}
+"""The codec and the latest layouts of the headers that fastavro has read, without the sync marker behind them."""
 
 _MAX_KNOWN = 8
 
@@ -86,11 +78,12 @@ def read(content: bytes) -> Records:
         raise Unreadable("zero bytes: Capture has not written it yet, or it was cut off")
     if not content.startswith(b"Obj\x01"):
         raise Unreadable("not an Avro file: it does not start with the Avro marker")
-    for header, kind in _known.items():
+    for header, (codec, layouts) in list(_known.items()):
         if content.startswith(header) and len(content) >= len(header) + 16:
-            for layout in kind.layouts:
-                records = _read_alike(content, len(header) + 16, kind.codec, layout)
+            for layout in layouts:
+                records = _read_alike(content, len(header) + 16, codec, layout)
                 if records is not None:
+                    _remember(header, codec, layout)
                     return records
     rows: list[dict[str, Any]] = []
     try:
@@ -115,11 +108,15 @@ def read(content: bytes) -> Records:
         raise Unreadable(f"damaged after {len(rows)} records: {type(error).__name__}: {error}") from error
     first = rows[0] if rows else {"SystemProperties": {}, "Properties": {}}
     if blocks.codec in ("null", "deflate") and (layout := _layout(fields, first)):
-        if len(_known) < _MAX_KNOWN:
-            _known.setdefault(header, _Kind(blocks.codec, set()))
-        if header in _known and len(_known[header].layouts) < _MAX_KNOWN:
-            _known[header].layouts.add(layout)
+        _remember(header, blocks.codec, layout)
     return records
+
+
+def _remember(header: bytes, codec: str, layout: _Layout) -> None:
+    _, layouts = _known.pop(header, (codec, ()))
+    _known[header] = codec, (layout, *(other for other in layouts if other != layout))[:_MAX_KNOWN]
+    for oldest in list(_known)[:-_MAX_KNOWN]:
+        _known.pop(oldest, None)
 
 
 def write(records: Iterable[Mapping[str, Any]], *, codec: str = "null", sync_marker: bytes | None = None) -> bytes:

@@ -120,7 +120,7 @@ class Manifests:
 
     def put(self, manifest: Manifest, *, replacing: str | None) -> None:
         """Replace the date's manifest if it is still the version `replacing`. Raises `Changed`."""
-        content = json.dumps(dataclasses.asdict(manifest), default=str, indent=1).encode()
+        content = json.dumps(manifest, default=_plain).encode()
         self._lake.write(_name(manifest.capture_date), content, replacing=replacing)
 
 
@@ -132,6 +132,12 @@ def events_by_usage_date(manifests: Iterable[Manifest]) -> dict[dt.date, list[Se
             for day in segment.usage_dates:
                 found.setdefault(dt.date.fromisoformat(day), []).append(segment)
     return {day: sorted(segments, key=lambda segment: segment.name) for day, segments in sorted(found.items())}
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return str(value)
 
 
 def _parse(capture_date: dt.date, content: bytes) -> Manifest:

@@ -147,9 +147,9 @@ class Ingest:
 
     def _write_segment(self, date: dt.date, hour: int, events: pa.Table, reads: list[_Read]) -> Segment:
         """Write an hour's events, count them per file, and per usage date with their tokens."""
-        file = events["file"].to_numpy() - reads[0].number
+        number = events["file"].to_numpy() - reads[0].number
         parsed = pc.is_null(events["reason"]).to_numpy()
-        counts = (np.bincount(file[which], minlength=len(reads)).tolist() for which in (parsed, ~parsed))
+        counts = (np.bincount(number[which], minlength=len(reads)).tolist() for which in (parsed, ~parsed))
         for read, parsed_of_file, quarantined_of_file in zip(reads, *counts, strict=True):
             read.counts = parsed_of_file, quarantined_of_file
         tokens = sum(pc.fill_null(events[column], 0).to_numpy() for column in ("prompt_tokens", "completion_tokens"))
@@ -162,10 +162,11 @@ class Ingest:
             "partition_id": [read.file.partition_id for read in reads],
         }
         for column, values in origin.items():
-            events = events.append_column(column, pa.DictionaryArray.from_arrays(pa.array(file, pa.int32()), pa.array(values)))
+            events = events.append_column(column, pa.DictionaryArray.from_arrays(pa.array(number, pa.int32()), pa.array(values)))
         staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
         rows = events.select(tables.names(tables.RAW_EVENTS))
-        pq.write_table(rows, staged, use_dictionary=_DICTIONARY_COLUMNS, write_statistics=["usage_date"], store_schema=False)
+        with pa.OSFile(str(staged), "wb") as file:
+            pq.write_table(rows, file, use_dictionary=_DICTIONARY_COLUMNS, write_statistics=["usage_date"], store_schema=False)
         content = sorted((read.file.object.name, read.content) for read in reads if read.records)
         name = f"{folder(date)}hour={hour:02}/{engine.digest(self.reader, content)}.parquet"
         self._write_named(name, staged)
