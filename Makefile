@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
 
-.PHONY: demo dev test bench clean
+.PHONY: demo dev test bench docs clean
 
 demo: .venv/ready $(DAGSTER_HOME)/dagster.yaml
 	@$(BIN)/aoai-usage simulate
@@ -21,6 +21,9 @@ test: .venv/ready-for-tests .azurite/ready
 
 bench: .venv/ready-for-tests
 	$(BIN)/python benchmarks/capture_to_daily.py
+
+docs: .venv/ready
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf .venv .azurite .dagster_home data

@@ -3,7 +3,9 @@
 Heavy libraries are imported where they are used, so that loading definitions stays fast.
 """
 
+import contextlib
 import datetime as dt
+import secrets
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -54,6 +56,19 @@ class Pipeline:
 
         return Manifests(self.lake)
 
+    @cached_property
+    def hash_key(self) -> bytes:
+        """The key of the hashes that stand for secrets and people: the setting, else one made once and kept in the lake."""
+        from aoai_usage_pipeline.storage import Changed, NotFound
+
+        if self.settings.hash_key:
+            return self.settings.hash_key.encode()
+        while True:
+            with contextlib.suppress(NotFound):
+                return self.lake.read("hash_key")[0]
+            with contextlib.suppress(Changed):
+                self.lake.write("hash_key", secrets.token_hex(32).encode(), replacing=None)
+
     def reference(self) -> "Reference":
         """The reference data as the files say now. Raises `ReferenceDataError`."""
         from aoai_usage_pipeline.reference import load
@@ -82,7 +97,7 @@ class Pipeline:
         held = Held(self.lake, "raw_events")
         before = set(held.reasons())
         done: dict[dt.date, Ingested] = {}
-        ingest = Ingest(self.capture, self.lake, self.manifests, self.names, self.settings.start_date)
+        ingest = Ingest(self.capture, self.lake, self.manifests, self.names, self.settings.start_date, self.hash_key)
         for date, result in ingest.run(dates, progress or self.progress):
             if isinstance(result, Unbalanced):
                 held.hold(date, str(result), "")
@@ -124,7 +139,7 @@ class Pipeline:
         from aoai_usage_pipeline.lake.manifest import Manifest
         from aoai_usage_pipeline.usage.raw_events import Ingest
 
-        ingest = Ingest(self.capture, self.lake, self.manifests, self.names, self.settings.start_date)
+        ingest = Ingest(self.capture, self.lake, self.manifests, self.names, self.settings.start_date, self.hash_key)
         listed: dict[dt.date, list] = {}
         for file in self.names.files(self.capture, first, last):
             listed.setdefault(file.capture_date, []).append(file)

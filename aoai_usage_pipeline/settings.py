@@ -25,6 +25,7 @@ class Settings:
     reference_dir: str = str(EXAMPLE_REFERENCE_DIR)
     start_date: dt.date = dt.date(2024, 1, 1)
     automation: str = "stopped"
+    hash_key: str | None = dataclasses.field(default=None, repr=False)
     storage_connection_string: str | None = dataclasses.field(default=None, repr=False)
 
     @classmethod

@@ -28,6 +28,7 @@ blob              VARCHAR  capture file the record was read from
 partition_id      VARCHAR  partition of the event hub
 sequence_number   BIGINT   the record's sequence number in its partition
 offset            VARCHAR  the record's offset in its partition, opaque
+record_index      INTEGER  place among the bodies of a record that holds several, otherwise NULL
 enqueued_at       TIMESTAMP  when Event Hubs accepted the record
 """
 _PAYER = """
@@ -59,7 +60,17 @@ total_tokens      BIGINT   total as reported; prompt + completion where no total
 """
 _AUDIO = """
 audio_prompt_tokens BIGINT   audio input tokens, part of prompt_tokens
+cached_audio_tokens BIGINT   audio input tokens read from the prompt cache, part of cached_tokens and of audio_prompt_tokens
+image_prompt_tokens BIGINT   image input tokens, part of prompt_tokens
 audio_completion_tokens BIGINT audio output tokens, part of completion_tokens
+image_completion_tokens BIGINT image output tokens, part of completion_tokens
+images            BIGINT   images that were generated
+audio_seconds     DECIMAL(18,6)  seconds of audio, where the usage is counted in them
+"""
+_CALL = """
+status_code       INTEGER  HTTP status of the response, where the event names it
+service           VARCHAR  openai, or the other service that was called
+end_user          VARCHAR  keyed hash of the end user, where the event names one
 """
 _COST = """
 cost              DECIMAL(38,15)  exact cost; NULL where nothing is priced
@@ -72,9 +83,11 @@ RAW_EVENTS = _columns(
     + """
 namespace         VARCHAR  Event Hubs namespace, from the blob's name
 event_hub         VARCHAR  event hub, from the blob's name
-bytes             BIGINT   size of the record's body
+bytes             BIGINT   size of the body
 contract          VARCHAR  event contract that reads the body
-reason            VARCHAR  why the record is quarantined; NULL when it was parsed
+reason            VARCHAR  why the body is quarantined; NULL when it was parsed
+body_sha256       VARCHAR  SHA-256 of a quarantined body
+part              VARCHAR  usage or identity where the record is one half of a request, otherwise NULL
 usage_date        DATE     UTC day of the request
 event_time        TIMESTAMP  when the request was made
 time_source       VARCHAR  event, or enqueued where the event's own time was missing or impossible
@@ -85,10 +98,15 @@ request_id        VARCHAR  identity of the request
 operation         VARCHAR  API operation
 deployment        VARCHAR  deployment the gateway named
 reported_model    VARCHAR  model the response named
+reported_region   VARCHAR  region of the backend, where the event names it
 service_tier      VARCHAR  service tier the response named
 """
+    + _CALL
     + _TOKENS
     + _AUDIO
+    + """
+usage_source      VARCHAR  reported or estimated; NULL when the event carries no usage
+"""
 )
 
 ENRICHED_USAGE = _columns(
@@ -104,19 +122,22 @@ contract          VARCHAR  event contract the record came in
     + """
 operation         VARCHAR  API operation
 reported_model    VARCHAR  model the response named
+reported_region   VARCHAR  region of the backend, where the event names it
 """
     + _DEPLOYMENT
     + """
 context_band      VARCHAR  long above 272,000 prompt tokens, otherwise short
 """
+    + _CALL
     + _TOKENS
     + _AUDIO
     + """
-usage_source      VARCHAR  reported; NULL when the event carries no token counts
+usage_source      VARCHAR  reported or estimated; NULL when no event of the request carries usage
+attributed        BOOLEAN  false while a record that says who called is missing
 """
     + _COST
     + """
-copies            BIGINT   records that carried this request, on any day
+copies            BIGINT   events of this request, on any day
 conflict          BOOLEAN  whether its copies disagree on the usage
 """
     + _ORIGIN
@@ -159,8 +180,9 @@ QUARANTINE = _columns(
     "reason            VARCHAR  why the record cannot be billed"
     + _ORIGIN
     + """
-bytes             BIGINT   size of the record's body
+bytes             BIGINT   size of the body
 contract          VARCHAR  event contract that was recognised, if any
+body_sha256       VARCHAR  SHA-256 of the body, to find it again
 """
 )
 
@@ -170,10 +192,11 @@ blob              VARCHAR  name of the capture file
 etag              VARCHAR  version of the file that was read
 bytes             BIGINT   size of the file
 records           BIGINT   records in the file
+events            BIGINT   bodies in the records: a diagnostics record holds several
 first_sequence_number BIGINT lowest sequence number in the file
 last_sequence_number BIGINT highest sequence number in the file
-parsed            BIGINT   records that became raw events
-quarantined       BIGINT   records that were set aside
+parsed            BIGINT   bodies that became raw events
+quarantined       BIGINT   bodies that were set aside; parsed and quarantined make up the events
 status            VARCHAR  read, empty or unreadable
 reason            VARCHAR  why the file is unreadable
 """
@@ -190,7 +213,8 @@ no_usage          BIGINT   requests without token counts
 unpriced          BIGINT   requests with usage that has no price
 unallocated       BIGINT   requests without an owner
 estimated         BIGINT   requests with estimated token counts
-coverage          DECIMAL(9,6)  share of requests with reported token counts; NULL on a day without requests
+unattributed      BIGINT   requests with usage that wait for the record that says who called
+coverage          DECIMAL(9,6)  share of successful Azure OpenAI calls with reported usage; NULL on a day without any
 """
 )
 

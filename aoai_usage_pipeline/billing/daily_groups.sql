@@ -9,7 +9,10 @@ SELECT {dimensions}, context_band, currency, pricing_status, usage_source,
     coalesce(sum(reasoning_tokens), 0) AS reasoning_tokens,
     coalesce(sum(total_tokens), 0) AS total_tokens,
     coalesce(sum(audio_prompt_tokens), 0) AS audio_prompt_tokens,
+    coalesce(sum(cached_audio_tokens), 0) AS cached_audio_tokens,
+    coalesce(sum(image_prompt_tokens), 0) AS image_prompt_tokens,
     coalesce(sum(audio_completion_tokens), 0) AS audio_completion_tokens,
+    coalesce(sum(image_completion_tokens), 0) AS image_completion_tokens,
     sum(cost) AS cost
 FROM enriched
 GROUP BY ALL;

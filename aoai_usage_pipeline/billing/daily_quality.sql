@@ -5,5 +5,7 @@ SELECT DATE '{day}' AS usage_date, {parsed} AS parsed, count(*) AS accepted, {pa
     count(*) FILTER (pricing_status = 'unpriced') AS unpriced,
     count(*) FILTER (cost_center = 'UNALLOCATED') AS unallocated,
     count(*) FILTER (usage_source = 'estimated') AS estimated,
-    CASE WHEN count(*) > 0 THEN CAST(round(count(*) FILTER (usage_source = 'reported') / count(*), 6) AS DECIMAL(9,6)) END AS coverage
+    count(*) FILTER (NOT attributed) AS unattributed,
+    CASE WHEN count(*) FILTER ({successful}) > 0
+        THEN CAST(round(count(*) FILTER ({successful} AND usage_source = 'reported') / count(*) FILTER ({successful}), 6) AS DECIMAL(9,6)) END AS coverage
 FROM {enriched}

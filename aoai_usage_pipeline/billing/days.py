@@ -16,13 +16,14 @@ from aoai_usage_pipeline.lake.manifest import Manifests, Segment, events_by_usag
 from aoai_usage_pipeline.rating import match
 from aoai_usage_pipeline.reference import Reference
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
-from aoai_usage_pipeline.usage.identity import CANONICAL_ORDER, USAGE_VALUES, RequestDates
+from aoai_usage_pipeline.usage.identity import CANONICAL_ORDER, COMPLETED, CONFLICT, RequestDates, completed
 
 Progress = Callable[[int, int, str], None]
 
 _CHUNK_EVENTS = 600_000
 _ATTEMPTS = 5
 _WRITES = 3
+_SUCCESSFUL = "(service = 'openai' AND (status_code IS NULL OR status_code BETWEEN 200 AND 299))"
 _DIMENSIONS = [
     column
     for column in tables.names(tables.DAILY_USAGE)
@@ -199,16 +200,27 @@ class Enrichment(_Stage):
         segments = {day: self._segments[day] for day in days}
         names = sorted({segment.name for day in days for segment in segments[day]})
         dates = ", ".join(f"DATE '{day}'" for day in days)
-        source = engine.read_parquet(self._lake.local_paths(names)) if names else f"({tables.empty_select(tables.RAW_EVENTS)})"
+        empty = tables.empty_select(tables.RAW_EVENTS)
+        source = engine.read_parquet(self._lake.local_paths(names), empty) if names else f"({empty})"
         db.execute(f"CREATE TABLE events AS SELECT * FROM {source} WHERE reason IS NULL AND usage_date IN ({dates})")
+        columns = {"usage_date": "DATE", "request_id": "VARCHAR", "counts_on": "DATE", "copies": "BIGINT", "conflict": "BOOLEAN"}
+        columns |= {c.name: c.type for name in COMPLETED for c in tables.RAW_EVENTS if c.name == name} | {"attributed": "BOOLEAN"}
         elsewhere = [(day, request_id, *rest) for day in days for request_id, rest in self._moved.get(day, {}).items()]
-        db.execute("CREATE TABLE moved (usage_date DATE, request_id VARCHAR, counts_on DATE, copies BIGINT, conflict BOOLEAN)")
-        if elsewhere:
-            rows = pa.Table.from_pylist([dict(zip(("d", "r", "c", "n", "x"), row, strict=True)) for row in elsewhere])  # noqa: F841 - read by name below
-            db.execute("INSERT INTO moved SELECT CAST(d AS DATE), r, CAST(c AS DATE), n, x FROM rows")
+        rows = pa.table({name: pa.array([row[n] for row in elsewhere]) for n, name in enumerate(columns)})  # noqa: F841 - read by name below
+        typed = ", ".join(f"CAST({name} AS {type_}) AS {name}" for name, type_ in columns.items())
+        db.execute(f"CREATE TABLE moved AS SELECT {typed} FROM rows")
         match.load_reference(db, self._reference)
         accepted = engine.sql_file("billing", "accepted.sql")
-        db.execute(accepted.format(canonical_order=CANONICAL_ORDER, usage_values=USAGE_VALUES, long_context_tokens=match.LONG_CONTEXT_TOKENS))
+        db.execute(
+            accepted.format(
+                canonical_order=CANONICAL_ORDER,
+                completed=completed("rank"),
+                conflict=CONFLICT,
+                replaced=", ".join(f"t.{name} AS {name}" for name in COMPLETED),
+                replaced_by_moved=", ".join(f"coalesce(e.{name}, m.{name}) AS {name}" for name in COMPLETED),
+                long_context_tokens=match.LONG_CONTEXT_TOKENS,
+            )
+        )
         db.execute(engine.sql_file("billing", "enriched_usage.sql").format(**_meter_sql()))
         return self._unbalanced(db, segments)
 
@@ -245,7 +257,7 @@ class Enrichment(_Stage):
             enriched.unlink()
             kept = counts["parsed"] - counts["duplicates"]
             raise Unbalanced(f"{kept} accepted requests with {counts['tokens']} tokens became {requests} enriched ones with {tokens}")
-        select = engine.sql_file("billing", "daily_quality.sql").format(day=day, parsed=counts["parsed"], enriched=source)
+        select = engine.sql_file("billing", "daily_quality.sql").format(day=day, parsed=counts["parsed"], enriched=source, successful=_SUCCESSFUL)
         quality = engine.stage(db, self._lake.staging(), f"SELECT {tables.select_list(tables.DAILY_QUALITY)} FROM ({select})", footer)
         self.quality.replace(day, quality, replacing=etags[0])
         self.days.replace(day, enriched, replacing=etags[1])
@@ -338,7 +350,8 @@ def _meter_sql() -> dict[str, object]:
     meters = list(match.METER_QUANTITIES)
     used = {m: f"(q_{m} > 0)" for m in meters}
     # a request of no tokens at all is judged by its input price
-    used["input"] = f"(q_input > 0 OR (usage_source IS NOT NULL AND {' AND '.join(f'coalesce(q_{m}, 0) = 0' for m in meters)}))"
+    counted = "(prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL)"
+    used["input"] = f"(q_input > 0 OR ({counted} AND {' AND '.join(f'coalesce(q_{m}, 0) = 0' for m in meters)}))"
     charge = {m: f"CASE WHEN {used[m]} THEN CAST(q_{m} AS DECIMAL(18,0)) * m_{m}.token_price END" for m in meters}
     currency = {m: f"CASE WHEN {used[m]} THEN m_{m}.currency END" for m in meters}
     zero = "CAST(0 AS DECIMAL(38,15))"
@@ -355,6 +368,7 @@ def _meter_sql() -> dict[str, object]:
         "any_priced": " OR ".join(f"({used[m]} AND m_{m}.token_price IS NOT NULL)" for m in meters),
         "total_cost": " + ".join(f"coalesce({charge[m]}, {zero})" for m in meters),
         "currency": f"coalesce({', '.join(currency.values())})",
-        "any_unpriced": " OR ".join(f"({used[m]} AND m_{m}.status = 'unpriced')" for m in meters),
+        # images and seconds have no meter yet
+        "any_unpriced": f"NOT {counted} OR " + " OR ".join(f"({used[m]} AND m_{m}.status = 'unpriced')" for m in meters),
         "any_fallback": " OR ".join(f"({used[m]} AND m_{m}.status = 'fallback')" for m in meters),
     }

@@ -1,7 +1,7 @@
 -- Who used which model at which price: `accepted` -> `enriched`, one row per request.
 -- Everything that reference data decides is decided once per distinct combination of an event's attributes (`combination`).
 CREATE TABLE combination AS
-SELECT DISTINCT usage_date, gateway, subscription_id, product, application, operation, deployment, reported_model, service_tier, context_band
+SELECT DISTINCT usage_date, gateway, subscription_id, product, application, operation, deployment, reported_model, reported_region, service_tier, context_band
 FROM accepted;
 
 {match_deployments};
@@ -17,7 +17,7 @@ SELECT c.*,
     coalesce(d.best.model, reported_name) AS model,
     coalesce(d.best.model_version, CASE WHEN d.best.model IS NULL OR d.best.model = reported_name THEN reported_version END) AS model_version,
     d.best.deployment_sku AS deployment_sku,
-    d.best.region AS region
+    coalesce(d.best.region, c.reported_region) AS region
 FROM combination AS c
 LEFT JOIN deployment_of AS d ON c.usage_date = d.usage_date AND c.gateway IS NOT DISTINCT FROM d.gateway
     AND c.subscription_id IS NOT DISTINCT FROM d.subscription_id AND c.product IS NOT DISTINCT FROM d.product
@@ -40,14 +40,13 @@ GROUP BY ALL;
 CREATE VIEW enriched AS
 WITH metered AS (
     SELECT b.*, r.* EXCLUDE (usage_date, gateway, subscription_id, product, application, operation, deployment, reported_model,
-        service_tier, context_band),
-        CASE WHEN b.prompt_tokens IS NOT NULL OR b.completion_tokens IS NOT NULL THEN 'reported' END AS usage_source,
+        reported_region, service_tier, context_band),
         {quantity_columns}
     FROM accepted AS b JOIN rates AS r ON b.usage_date = r.usage_date AND b.gateway IS NOT DISTINCT FROM r.gateway
         AND b.subscription_id IS NOT DISTINCT FROM r.subscription_id AND b.product IS NOT DISTINCT FROM r.product
         AND b.application IS NOT DISTINCT FROM r.application AND b.operation IS NOT DISTINCT FROM r.operation
         AND b.deployment IS NOT DISTINCT FROM r.deployment AND b.reported_model IS NOT DISTINCT FROM r.reported_model
-        AND b.service_tier = r.service_tier AND b.context_band = r.context_band
+        AND b.reported_region IS NOT DISTINCT FROM r.reported_region AND b.service_tier = r.service_tier AND b.context_band = r.context_band
 )
 SELECT *,
     CASE WHEN {any_priced} THEN {total_cost} END AS cost,

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -37,16 +38,32 @@ SCHEMA = pa.schema(
         "head": pa.string_view(),
         "valid": pa.bool_(),
         "bytes": pa.int64(),
+        "record_index": pa.int32(),
+        "body_hash": pa.string(),
     }
 )
-"""The stream's columns; `file` is the place of the record's file in the list of files, `head` the body's first bytes."""
+"""The stream's columns; `file` is the place of the record's file in the list of files, `head` the body's first bytes. `record_index` is the
+place of a body that was one of several in its record, and `body_hash` the SHA-256 of a body that is not text."""
+
+
+class Opener(Protocol):
+    """Finds the several bodies that one record may hold."""
+
+    def opens(self, beginning: bytes) -> bool:
+        """Whether a body that begins with these four bytes is worth looking at."""
+        ...
+
+    def open_body(self, body: bytes) -> list[bytes] | None:
+        """The bodies inside a body, at least one; None when it is a body itself."""
+        ...
 
 
 @dataclasses.dataclass
 class FileRead:
     """One capture file and what reading it gave; `number` is its place in the list of files.
 
-    `gaps` are the first runs of sequence numbers that are missing inside the file, both ends included. `reason` says why it is unreadable.
+    `events` counts the bodies in its records. `gaps` are the first runs of sequence numbers that are missing inside the file, both ends
+    included. `reason` says why it is unreadable.
     """
 
     file: CaptureFile
@@ -55,14 +72,15 @@ class FileRead:
     size: int = 0
     content: str = ""
     records: int = 0
+    events: int = 0
     first: int | None = None
     last: int | None = None
     reason: str | None = None
     gaps: tuple[tuple[int, int], ...] = ()
 
 
-def batches(store: ObjectStore, reads: list[FileRead], progress: Callable[[int, int, str], None]) -> Iterator[pa.RecordBatch]:
-    """The records of all files, which fills in `reads`; small files share a batch, and a large one is cut into several."""
+def batches(store: ObjectStore, reads: list[FileRead], opener: Opener, progress: Callable[[int, int, str], None]) -> Iterator[pa.RecordBatch]:
+    """The bodies of the records of all files, which fills in `reads`; small files share a batch, and a large one is cut into several."""
     group: list[tuple[FileRead, avro.Records]] = []
     rows = 0
     with concurrent.futures.ThreadPoolExecutor(_FETCHES) as pool:
@@ -81,10 +99,10 @@ def batches(store: ObjectStore, reads: list[FileRead], progress: Callable[[int, 
             group.append((read, records))
             rows += len(records)
             if rows >= _BATCH_ROWS or sum(len(r.content) for _, r in group) >= _BATCH_BYTES:
-                yield from _cut(_batch(group))
+                yield from _cut(_batch(group, opener))
                 group, rows = [], 0
     if group:
-        yield from _cut(_batch(group))
+        yield from _cut(_batch(group, opener))
     progress(len(reads), len(reads), "read every capture file")
 
 
@@ -130,7 +148,7 @@ def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
     return (batch.slice(at, 2 * _BATCH_ROWS) for at in range(0, len(batch), 2 * _BATCH_ROWS))
 
 
-def _batch(group: list[tuple[FileRead, avro.Records]]) -> pa.RecordBatch:
+def _batch(group: list[tuple[FileRead, avro.Records]], opener: Opener) -> pa.RecordBatch:
     counts = [len(records) for _, records in group]
     fields = np.concatenate([records.fields for _, records in group])
     at = 0
@@ -148,8 +166,11 @@ def _batch(group: list[tuple[FileRead, avro.Records]]) -> pa.RecordBatch:
         starts = list(itertools.accumulate((len(records.content) for _, records in group[:-1]), initial=0))
         fields[:, [avro.OFFSET, avro.ENQUEUED, avro.BODY]] += np.repeat(np.array(starts, np.int64), counts)[:, None]
     which = np.repeat(np.arange(len(group), dtype=np.int32), counts)
+    content, fields, which, index = _open(content, fields, which, opener)
+    for (read, _), events in zip(group, np.bincount(which, minlength=len(group)).tolist(), strict=True):
+        read.events = events
     partitions = [f"{read.file.namespace}/{read.file.event_hub}/{read.file.partition_id}" for read, _ in group]
-    text, valid = _bodies(content, fields)
+    text, valid, hashes = _bodies(content, fields)
     return pa.record_batch(
         [
             pa.array(np.array([read.number for read, _ in group], np.int32)[which]),
@@ -162,24 +183,53 @@ def _batch(group: list[tuple[FileRead, avro.Records]]) -> pa.RecordBatch:
             _heads(text),
             valid,
             pa.array(np.maximum(fields[:, avro.BODY + 1], 0)),
+            index,
+            hashes,
         ],
         schema=SCHEMA,
     )
 
 
-def _bodies(content: bytes, fields: np.ndarray) -> tuple[pa.Array, pa.Array]:
-    """The bodies as text, and whether each one is UTF-8."""
+def _open(content: bytes, fields: np.ndarray, which: np.ndarray, opener: Opener) -> tuple[bytes, np.ndarray, np.ndarray, pa.Array]:
+    """Put the bodies inside a body in its place. Returns content, fields, files and `record_index`."""
+    start, size = fields[:, avro.BODY], fields[:, avro.BODY + 1]
+    data = np.frombuffer(content, np.uint8)
+    long = np.flatnonzero(size >= 4)
+    beginnings, kinds = np.unique(np.ascontiguousarray(data[start[long, None] + np.arange(4)]).view(np.uint32)[:, 0], return_inverse=True)
+    worth = np.array([opener.opens(beginning.tobytes()) for beginning in beginnings], bool)
+    opened = {}
+    for row in long[worth[kinds]].tolist() if len(long) else []:
+        if bodies := opener.open_body(content[start[row] : start[row] + size[row]]):
+            opened[row] = bodies
+    if not opened:
+        return content, fields, which, pa.nulls(len(fields), pa.int32())
+    inside = [body for bodies in opened.values() for body in bodies]
+    times = np.ones(len(fields), np.int64)
+    times[list(opened)] = [len(bodies) for bodies in opened.values()]
+    rows = np.repeat(np.arange(len(fields)), times)
+    fields, new = fields[rows], np.isin(rows, list(opened))
+    sizes = np.array([len(body) for body in inside], np.int64)
+    fields[new, avro.BODY] = len(content) + np.cumsum(sizes) - sizes
+    fields[new, avro.BODY + 1] = sizes
+    index = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
+    return content + b"".join(inside), fields, which[rows], pa.array(index.astype(np.int32), mask=~new)
+
+
+def _bodies(content: bytes, fields: np.ndarray) -> tuple[pa.Array, pa.Array, pa.Array]:
+    """The bodies as text, whether each one is UTF-8, and the hashes of those that are not."""
     start, size = fields[:, avro.BODY], fields[:, avro.BODY + 1]
     if size.max() < TRUNCATED_BYTES:
         text = _views(content, fields, avro.BODY)
         try:
             text.validate(full=True)
-            return text, pa.repeat(pa.scalar(True), len(fields))
+            return text, pa.repeat(pa.scalar(True), len(fields)), pa.nulls(len(fields), pa.string())
         except pa.ArrowInvalid:
             pass
-    decoded = [_text(content[at : at + n]) if n >= 0 else None for at, n in zip(start.tolist(), size.tolist(), strict=True)]
-    valid = pa.array([text is not None or n < 0 for text, n in zip(decoded, size, strict=True)])
-    return pa.array(decoded, pa.string_view()), valid
+    bodies = [content[at : at + n] if n >= 0 else None for at, n in zip(start.tolist(), size.tolist(), strict=True)]
+    decoded = [None if body is None else _text(body) for body in bodies]
+    broken = [body is not None and text is None for body, text in zip(bodies, decoded, strict=True)]
+    hashes = [hashlib.sha256(body).hexdigest() if bad and body is not None else None for body, bad in zip(bodies, broken, strict=True)]
+    return pa.array(decoded, pa.string_view()), pa.array([not bad for bad in broken]), pa.array(hashes, pa.string())
 
 
 def _heads(text: pa.Array) -> pa.Array:

@@ -37,9 +37,10 @@ def connect(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         yield connection
 
 
-def read_parquet(paths: Sequence[str]) -> str:
-    """A FROM item over Parquet files."""
-    return f"read_parquet([{', '.join(literal(path) for path in paths)}], union_by_name = true)"
+def read_parquet(paths: Sequence[str], empty: str = "") -> str:
+    """A FROM item over Parquet files; columns of the SELECT `empty`, which gives no rows, are there even if no file has them."""
+    files = f"read_parquet([{', '.join(literal(path) for path in paths)}], union_by_name = true)"
+    return f"(SELECT * FROM {files} UNION ALL BY NAME {empty})" if empty else files
 
 
 def literal(text: str) -> str:

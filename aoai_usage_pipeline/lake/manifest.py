@@ -17,13 +17,15 @@ _PREFIX = "manifests/"
 class FileEntry:
     """One capture file as it was read; the columns of the table `capture_files`, and what finding gaps and re-reading need.
 
-    `gaps` are the first runs of sequence numbers that are missing inside the file, both ends included.
+    `events` counts the bodies in its records, which may hold several. `gaps` are the first runs of sequence numbers that are missing inside
+    the file, both ends included.
     """
 
     blob: str
     etag: str
     bytes: int
     records: int
+    events: int
     first_sequence_number: int | None
     last_sequence_number: int | None
     parsed: int
@@ -145,7 +147,7 @@ def _parse(capture_date: dt.date, content: bytes) -> Manifest:
     return Manifest(
         capture_date=capture_date,
         reader=data["reader"],
-        files=tuple(FileEntry(**file) for file in data["files"]),
+        files=tuple(FileEntry(**{"events": file["records"]} | file) for file in data["files"]),
         segments=tuple(
             Segment(**{**segment, "usage_dates": {day: (n, tokens) for day, (n, tokens) in segment["usage_dates"].items()}})
             for segment in data["segments"]

@@ -8,12 +8,16 @@ import pyarrow as pa
 from aoai_usage_pipeline.reference.files import COST_CENTERS, DEPLOYMENTS, PRICE_BOOK, Reference, Row, _Spec
 
 METER_QUANTITIES = {
-    "input": """prompt_tokens - coalesce(cached_tokens, 0) - coalesce(cache_write_tokens, 0) - coalesce(audio_prompt_tokens, 0)""",
-    "cached_input": "cached_tokens",
+    "input": """prompt_tokens - coalesce(cached_tokens, 0) - coalesce(cache_write_tokens, 0)
+        - coalesce(audio_prompt_tokens, 0) + coalesce(cached_audio_tokens, 0) - coalesce(image_prompt_tokens, 0)""",
+    "cached_input": "cached_tokens - coalesce(cached_audio_tokens, 0)",
     "cache_write": "cache_write_tokens",
-    "audio_input": "audio_prompt_tokens",
-    "output": "completion_tokens - coalesce(audio_completion_tokens, 0)",
+    "audio_input": "audio_prompt_tokens - coalesce(cached_audio_tokens, 0)",
+    "cached_audio_input": "cached_audio_tokens",
+    "image_input": "image_prompt_tokens",
+    "output": "completion_tokens - coalesce(audio_completion_tokens, 0) - coalesce(image_completion_tokens, 0)",
     "audio_output": "audio_completion_tokens",
+    "image_output": "image_completion_tokens",
 }
 """How many tokens of a request each meter counts. The meters are disjoint and add up to prompt + completion tokens."""
 

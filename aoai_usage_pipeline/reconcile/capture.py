@@ -9,11 +9,11 @@ Row = dict[str, object]
 
 
 def unbalanced_files(manifests: Iterable[Manifest], dates: Sequence[dt.date]) -> list[Row]:
-    """Files whose records are not exactly their parsed and quarantined ones."""
+    """Files whose events are not exactly their parsed and quarantined ones."""
     return [
-        {"capture_date": str(date), "blob": f.blob, "captured": f.records, "parsed": f.parsed, "quarantined": f.quarantined}
+        {"capture_date": str(date), "blob": f.blob, "captured": f.events, "parsed": f.parsed, "quarantined": f.quarantined}
         for date, f in _files(manifests, dates)
-        if f.records != f.parsed + f.quarantined
+        if f.events != f.parsed + f.quarantined or f.events < f.records
     ]
 
 

@@ -7,27 +7,36 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 
-TEXT_COLUMNS = (
-    "request_id",
-    "event_time",
-    "gateway",
-    "subscription_id",
-    "product",
-    "application",
-    "operation",
-    "deployment",
-    "reported_model",
-    "service_tier",
-)
+TEXT_COLUMNS = {
+    "request_id": "identity of the request; copies of a request share it",
+    "event_time": "when the request was made",
+    "gateway": "API Management service",
+    "subscription_id": "API Management subscription of the caller",
+    "product": "API Management product",
+    "application": "calling application, from the caller's token",
+    "operation": "API operation",
+    "deployment": "deployment that served the request",
+    "reported_model": "model the response named",
+    "service_tier": "service tier the response named",
+    "reported_region": "region of the backend",
+    "status_code": "HTTP status of the response",
+    "end_user": "keyed hash of the end user",
+    "service": "openai, or the other service that was called",
+    "part": "usage or identity, where the record is one half of a request",
+}
 COUNT_COLUMNS = (
     "prompt_tokens",
     "cached_tokens",
     "cache_write_tokens",
     "audio_prompt_tokens",
+    "cached_audio_tokens",
+    "image_prompt_tokens",
     "completion_tokens",
     "audio_completion_tokens",
+    "image_completion_tokens",
     "reasoning_tokens",
     "total_tokens",
+    "images",
 )
 
 
@@ -36,9 +45,10 @@ class Contract:
     """One kind of event body, in DuckDB SQL over the parsed body `e` (every leaf of `shape` is text, absent ones are NULL).
 
     `marker` is text that every body of the contract contains, to avoid parsing the others. `matches` says whether a parsed body is of the
-    contract. `fields` gives the text columns; missing ones are NULL. Counts come either from `counts`, or from `usage`, the JSON text of
-    an OpenAI usage object. `placeholder` says that the counts stand for missing usage. `truncated` gives the text columns of a body that
-    the gateway cut off, by the JSON keys to look for before the key `truncated_at`.
+    contract. `fields` gives text columns; missing ones are NULL. Counts come from `counts`, or from `usage`, the JSON text of an OpenAI
+    usage object; `response` is the text of a whole answer of Azure OpenAI, whose parts the other expressions then have as `a` (see
+    `answers.SHAPE`). `placeholder` says that the counts stand for missing usage. Of a body that the gateway cut off everything before the
+    key `truncated_at` is read. `billable` is false for a record that is no request of its own and is kept as evidence only.
     """
 
     name: str
@@ -47,10 +57,11 @@ class Contract:
     matches: str
     fields: Mapping[str, str]
     usage: str | None = None
+    response: str | None = None
     counts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     placeholder: str = "false"
-    truncated: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    truncated_at: str = ""
+    truncated_at: str | None = None
+    billable: bool = True
 
     @property
     def shape_json(self) -> str:

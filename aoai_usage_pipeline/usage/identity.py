@@ -12,6 +12,7 @@ import json
 
 import duckdb
 
+from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.manifest import Manifest, Manifests, events_by_usage_date
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
@@ -19,13 +20,39 @@ from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
 _NAME = "request_dates.json"
 _INDEX = "request_index/"
 
-CANONICAL_ORDER = """(prompt_tokens IS NULL AND completion_tokens IS NULL), enqueued_at, namespace, event_hub,
-    TRY_CAST(partition_id AS BIGINT), partition_id, sequence_number, blob"""
-"""How copies of a request are ranked, best first: with usage, then earliest accepted by the hub, then by coordinates."""
+CANONICAL_ORDER = """CASE usage_source WHEN 'reported' THEN 0 WHEN 'estimated' THEN 1 ELSE 2 END, part IS NOT DISTINCT FROM 'identity',
+    CASE WHEN part = 'usage' THEN -total_tokens END, enqueued_at, namespace, event_hub,
+    TRY_CAST(partition_id AS BIGINT), partition_id, sequence_number, record_index, blob"""
+"""How copies of a request are ranked, best first: with usage, then earliest accepted by the hub, then by coordinates.
 
-USAGE_VALUES = """struct_pack(prompt_tokens, cached_tokens, cache_write_tokens, audio_prompt_tokens, completion_tokens,
-    audio_completion_tokens, reasoning_tokens, total_tokens)"""
-"""What copies of a request must agree on."""
+Of the records that diagnostics split one call into, the one with all its tokens comes first and the one that only says who called last.
+"""
+
+COMPLETED = (
+    "gateway",
+    "subscription_id",
+    "product",
+    "application",
+    "operation",
+    "deployment",
+    "reported_model",
+    "reported_region",
+    "service_tier",
+    "status_code",
+    "end_user",
+)
+"""What the canonical copy of a request takes from its other copies where it does not say it itself."""
+
+CONFLICT = """count(DISTINCT struct_pack(prompt_tokens, cached_tokens, cache_write_tokens, audio_prompt_tokens, cached_audio_tokens,
+    image_prompt_tokens, completion_tokens, audio_completion_tokens, image_completion_tokens, reasoning_tokens, total_tokens, images, audio_seconds))
+    FILTER (usage_source = 'reported') > 1"""
+"""Whether copies of a request disagree on what they report."""
+
+
+def completed(rank: str) -> str:
+    """SQL: what the copies of a group say together, in the order of `rank`, and whether any of them says who called."""
+    columns = (f"arg_min({column}, {rank}) AS {column}" for column in COMPLETED)
+    return f"{', '.join(columns)}, bool_or(part IS DISTINCT FROM 'usage') AS attributed"
 
 
 class RequestDates:
@@ -35,7 +62,9 @@ class RequestDates:
         self._lake, self._manifests = lake, manifests
 
     def moved(self) -> dict[dt.date, dict[str, list[object]]]:
-        """By usage date, each request with copies there and elsewhere: [the date it counts on, copies in all, whether they conflict]."""
+        """By usage date, each request with copies there and elsewhere: [the date it counts on, copies in all, whether they conflict, what
+        they say together].
+        """
         mended = False
         while True:
             stored, etag = {"covers": None, "requests": {}, "indexes": []}, None
@@ -81,7 +110,7 @@ class RequestDates:
                 continue
             try:
                 events = engine.read_parquet(self._lake.local_paths([segment.name for segment in manifest.segments]))
-                select = f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL"
+                select = f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL AND usage_date IS NOT NULL"
                 staged = engine.stage(db, self._lake.staging(), select)
             except (duckdb.Error, NotFound):
                 del indexed[name]
@@ -117,13 +146,17 @@ class RequestDates:
             return {}
         by_day = events_by_usage_date(manifests)
         names = sorted({segment.name for day in days for segment in by_day.get(day, [])})
+        source = engine.read_parquet(self._lake.local_paths(names), tables.empty_select(tables.RAW_EVENTS))
         rows = db.execute(
-            f"""SELECT request_id, list_sort(list(DISTINCT CAST(usage_date AS VARCHAR))),
-            CAST(first(usage_date ORDER BY {CANONICAL_ORDER}) AS VARCHAR), count(*),
-            count(DISTINCT {USAGE_VALUES}) FILTER (prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL) > 1
-            FROM {engine.read_parquet(self._lake.local_paths(names))}
-            WHERE reason IS NULL AND hash(request_id) IN (SELECT request_hash FROM several)
-            GROUP BY request_id HAVING min(usage_date) <> max(usage_date) ORDER BY request_id"""
+            f"""WITH ranked AS (
+                SELECT *, row_number() OVER (PARTITION BY request_id ORDER BY {CANONICAL_ORDER}) AS rank FROM {source}
+                WHERE reason IS NULL AND usage_date IS NOT NULL AND hash(request_id) IN (SELECT request_hash FROM several)
+            ), together AS (
+                SELECT request_id, list_sort(list(DISTINCT CAST(usage_date AS VARCHAR))) AS dates,
+                CAST(arg_min(usage_date, rank) AS VARCHAR) AS counts_on, count(*) AS copies, {CONFLICT} AS conflict, {completed("rank")}
+                FROM ranked GROUP BY request_id HAVING min(usage_date) <> max(usage_date)
+            )
+            SELECT request_id, dates, counts_on, copies, conflict, {", ".join(COMPLETED)}, attributed FROM together ORDER BY request_id"""
         ).fetchall()
         return {request_id: list(rest) for request_id, *rest in rows}
 

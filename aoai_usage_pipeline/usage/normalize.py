@@ -5,21 +5,29 @@ text and only then as a number, so that nothing becomes NULL or zero by a failed
 """
 
 import datetime as dt
+import hashlib
+import hmac
+import json
 import re
+
+import duckdb
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.capture.records import TRUNCATED_BYTES
 from aoai_usage_pipeline.lake.engine import literal
+from aoai_usage_pipeline.usage import answers
 from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS, TEXT_COLUMNS, Contract, contracts
 
 FILE_COLUMNS = ("blob", "namespace", "event_hub", "partition_id")
 """Columns of a raw event that its file gives."""
 
 _MAX_TOKENS = 1_000_000_000_000
-_USAGE_SHAPE = """{"prompt_tokens":"VARCHAR","input_tokens":"VARCHAR","completion_tokens":"VARCHAR","output_tokens":"VARCHAR",
-"total_tokens":"VARCHAR","prompt_tokens_details":"VARCHAR","input_tokens_details":"VARCHAR","completion_tokens_details":"VARCHAR",
-"output_tokens_details":"VARCHAR"}"""
-_DETAILS_SHAPE = '{"cached_tokens":"VARCHAR","cache_write_tokens":"VARCHAR","audio_tokens":"VARCHAR","reasoning_tokens":"VARCHAR"}'
+_DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
+_OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
+_TOTALS = ("prompt_tokens", "input_tokens", "completion_tokens", "output_tokens", "total_tokens", "seconds")
+_USAGE_SHAPE = json.dumps(dict.fromkeys((*_TOTALS, *_DETAILS, *_OUTPUT_DETAILS), "VARCHAR"))
+_IN_DETAILS = ("cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens", "reasoning_tokens", "cached_tokens_details")
+_DETAILS_SHAPE = json.dumps(dict.fromkeys(_IN_DETAILS, "VARCHAR"))
 _USAGE_COUNTS = {
     "prompt_tokens": "coalesce(u.prompt_tokens, u.input_tokens)",
     "completion_tokens": "coalesce(u.completion_tokens, u.output_tokens)",
@@ -27,11 +35,14 @@ _USAGE_COUNTS = {
     "cached_tokens": "i.cached_tokens",
     "cache_write_tokens": "i.cache_write_tokens",
     "audio_prompt_tokens": "i.audio_tokens",
+    "cached_audio_tokens": "json_extract_string(i.cached_tokens_details, '$.audio_tokens')",
+    "image_prompt_tokens": "i.image_tokens",
     "audio_completion_tokens": "o.audio_tokens",
+    "image_completion_tokens": "o.image_tokens",
     "reasoning_tokens": "o.reasoning_tokens",
 }
 
-MACROS = """
+_MACROS = """
 CREATE OR REPLACE TEMP MACRO utc(t) AS TRY_CAST(t AS TIMESTAMPTZ) AT TIME ZONE 'UTC';
 CREATE OR REPLACE TEMP MACRO is_iso(t) AS TRY_CAST(left(t, 4) AS USMALLINT) IS NOT NULL AND substr(t, 5, 1) = '-';
 -- a time as .NET writes it in some culture, month first or day first
@@ -49,18 +60,29 @@ CREATE OR REPLACE TEMP MACRO token_count(t) AS CASE
     WHEN CAST(TRY_CAST(t AS UBIGINT) AS VARCHAR) = t AND length(t) <= 18 THEN CAST(t AS BIGINT)
     WHEN regexp_full_match(t, '\\s*[0-9]{1,18}(\\.0+)?\\s*') THEN CAST(split_part(trim(t), '.', 1) AS BIGINT)
     ELSE -1 END;
-CREATE OR REPLACE TEMP MACRO leading_text(body, stop, key) AS
-    nullif(TRY(CAST(regexp_extract(
-        split_part(body, '"' || stop || '"', 1), '"' || key || '"\\s*:\\s*("(?:[^"\\\\]|\\\\.)*")', 1) AS JSON) ->> '$'), '');
+-- what stands before a key of a body that was cut off, closed again
+CREATE OR REPLACE TEMP MACRO before_key(body, key) AS rtrim(split_part(body, '"' || key || '"', 1), ', \t\r\n') || '}';
 """
+
+
+def keyed_hash(key: bytes, text: str) -> str:
+    """What stands for a secret or a person: HMAC-SHA256 in 32 hexadecimal digits."""
+    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def prepare(db: duckdb.DuckDBPyConnection, hash_key: bytes) -> None:
+    """Define what `raw_events_select` uses in a connection."""
+    db.execute(_MACROS)
+    db.create_function("answer", answers.read, ["VARCHAR"], "VARCHAR")
+    db.create_function("keyed_hash", lambda text: keyed_hash(hash_key, text), ["VARCHAR"], "VARCHAR")
 
 
 def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> str:
     """A SELECT giving `file` and what of `RAW_EVENTS` does not follow from the file, one row per row of `source`.
 
     `source` has file, partition (its full name), window_start, sequence_number, offset, enqueued_text, body (text, NULL for a null body),
-    head (the body's first bytes), valid (whether the body was UTF-8) and bytes. `MACROS` must have been run. A usage date must lie between
-    `start_date` and the day after `today`.
+    head (the body's first bytes), valid (whether the body was UTF-8), bytes, record_index and body_hash. `prepare` must have been called.
+    A usage date must lie between `start_date` and the day after `today`.
     """
     known = contracts()
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
@@ -72,16 +94,12 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> st
         for c in known
     )
     contract = " ".join(f"WHEN e_{c.name} IS NOT NULL AND ({_over(c, c.matches)}) THEN {literal(c.name)}" for c in known)
-    cut = " ".join(f"WHEN contains(body, {literal(c.marker)}) THEN {literal(c.name)}" for c in known if c.truncated) or "WHEN false THEN NULL"
-    text = ",\n    ".join(f"{_text(known, column)} AS {column}" for column in TEXT_COLUMNS)
-    usage = _by_contract({c.name: _over(c, c.usage) for c in known if c.usage})
-    reported = ",\n    ".join(
-        f"{_by_contract({c.name: _over(c, c.counts[column]) for c in known if column in c.counts}) or 'NULL'} AS r_{column}"
-        for column in COUNT_COLUMNS
-    )
-    reported_or_used = ",\n    ".join(f"coalesce(r_{column}, {_USAGE_COUNTS[column]}) AS t_{column}" for column in COUNT_COLUMNS)
+    answered = " ".join(f"WHEN {literal(c.name)} THEN answer({_over(c, c.response)})" for c in known if c.response) or "WHEN '' THEN NULL"
+    fields = "\n        ".join(f"WHEN {literal(c.name)} THEN {_fields(c)}" for c in known)
+    guess = " ".join(f"WHEN {literal(c.marker)} THEN {literal(c.name)}" for c in known)
+    evidence = ", ".join(literal(c.name) for c in known if not c.billable) or "''"
+    reported = ",\n    ".join(f"coalesce(f.r_{column}, {_USAGE_COUNTS.get(column, 'NULL')}) AS t_{column}" for column in COUNT_COLUMNS)
     counts = ",\n    ".join(f"token_count(t_{column}) AS {column}" for column in COUNT_COLUMNS)
-    placeholder = f"coalesce({_by_contract({c.name: _over(c, c.placeholder) for c in known})}, false)"
     bad_count = " ".join(f"WHEN {c} NOT BETWEEN 0 AND {_MAX_TOKENS} THEN 'invalid_count: {c} is not a number of tokens'" for c in COUNT_COLUMNS)
     earliest = f"TIMESTAMP '{start_date}'"
     return f"""
@@ -97,25 +115,24 @@ WITH marked AS (
 ), parsed_again AS (
     SELECT * REPLACE ({parsed_again}) FROM recognised
 ), recognised_again AS (
-    SELECT *, CASE WHEN first_contract IS NOT NULL THEN first_contract ELSE CASE {contract} END END AS whole_contract FROM parsed_again
-), cut AS (
-    SELECT *, CASE WHEN whole_contract IS NULL AND bytes >= {TRUNCATED_BYTES}
-        THEN CASE WHEN NOT json_valid(body) THEN CASE {cut} END END END AS cut_contract
-    FROM recognised_again
+    SELECT *, CASE WHEN first_contract IS NOT NULL THEN first_contract ELSE CASE {contract} END END AS contract FROM parsed_again
+), answered AS (
+    SELECT *, TRY(json_transform(CASE contract {answered} END, {literal(answers.SHAPE)})) AS a FROM recognised_again
 ), fields AS (
-    SELECT * EXCLUDE ({", ".join(f"e_{c.name}" for c in known)}), contract: coalesce(whole_contract, cut_contract),
-    {text},
-    {usage or "NULL"} AS usage_text,
-    {placeholder} AS placeholder,
-    {reported}
-    FROM cut
+    SELECT * EXCLUDE ({", ".join(f"e_{c.name}" for c in known)}),
+    CASE contract
+        {fields}
+    END AS f,
+    CASE WHEN contract IS NOT NULL AND bytes >= {TRUNCATED_BYTES} THEN NOT json_valid(mended(body)) ELSE false END AS is_cut
+    FROM answered
 ), usage AS (
-    SELECT *, CASE WHEN usage_text LIKE '{{%' THEN TRY(json_transform(usage_text, {literal(_USAGE_SHAPE)})) END AS u
+    SELECT *, f.usage_text AS usage_text,
+    CASE WHEN f.usage_text LIKE '{{%' THEN TRY(json_transform(f.usage_text, {literal(_USAGE_SHAPE)})) END AS u
     FROM fields
 ), details AS (
     SELECT *,
-    coalesce(u.prompt_tokens_details, u.input_tokens_details) AS input_text,
-    coalesce(u.completion_tokens_details, u.output_tokens_details) AS output_text
+    coalesce({", ".join(f"u.{name}" for name in _DETAILS)}) AS input_text,
+    coalesce({", ".join(f"u.{name}" for name in _OUTPUT_DETAILS)}) AS output_text
     FROM usage
 ), opened AS (
     SELECT *,
@@ -123,11 +140,14 @@ WITH marked AS (
     CASE WHEN output_text LIKE '{{%' THEN TRY(json_transform(output_text, {literal(_DETAILS_SHAPE)})) END AS o
     FROM details
 ), texts AS (
-    SELECT * EXCLUDE (event_time), plain_spaces(event_time) AS time_text,
-    {reported_or_used}
+    SELECT *, {", ".join(f"f.{column} AS {column}" for column in TEXT_COLUMNS if column not in ("event_time", "status_code"))},
+    TRY_CAST(f.status_code AS INTEGER) AS status_code, coalesce(f.placeholder, false) AS placeholder,
+    plain_spaces(f.event_time) AS time_text, u.seconds AS seconds_text,
+    {reported}
     FROM opened
 ), counted AS (
-    SELECT *,
+    SELECT * EXCLUDE (f, a, u, i, o),
+    u IS NULL AS no_usage_object, i IS NULL AS no_input_object, o IS NULL AS no_output_object,
     {counts}
     FROM texts
 ), timed AS (
@@ -154,7 +174,9 @@ WITH marked AS (
         CASE WHEN NOT placeholder
             THEN coalesce(total_tokens, prompt_tokens + completion_tokens, prompt_tokens, completion_tokens) END AS total_tokens
     ),
-    CASE {bad_count} END AS bad_count,
+    CASE {bad_count} WHEN seconds_text <> 'null' AND TRY_CAST(seconds_text AS DECIMAL(18,6)) IS NULL
+        THEN 'invalid_count: seconds is not a number' END AS bad_count,
+    TRY_CAST(seconds_text AS DECIMAL(18,6)) AS audio_seconds,
     coalesce(own_time, enqueued_at) AS resolved_time,
     CASE WHEN own_time IS NULL THEN 'enqueued' ELSE 'event' END AS time_source
     FROM own
@@ -164,20 +186,26 @@ WITH marked AS (
         WHEN body IS NULL THEN 'null_body: the record has no body'
         WHEN contract IS NULL THEN CASE
             WHEN trim(body, ' \t\r\n') = '' THEN 'empty_body: the body is blank'
+            WHEN bytes >= {TRUNCATED_BYTES} AND marker <> '' AND NOT json_valid(body) THEN 'truncated: request id and time were cut off'
             WHEN NOT json_valid(body) THEN 'invalid_json: the body is not JSON'
             WHEN json_type(body) <> 'OBJECT' THEN 'unknown_contract: the body is not a JSON object'
             ELSE 'unknown_contract: top-level fields ' || left(array_to_string(list_sort(json_keys(body)), ', '), 200) END
-        WHEN cut_contract IS NOT NULL AND (request_id IS NULL OR time_text IS NULL) THEN 'truncated: request id and time were cut off'
+        WHEN is_cut AND (request_id IS NULL OR time_text IS NULL) THEN 'truncated: request id and time were cut off'
         WHEN bad_count IS NOT NULL THEN bad_count
-        WHEN usage_text IS NOT NULL AND usage_text <> 'null' AND u IS NULL THEN 'invalid_usage: the usage is not an object'
-        WHEN (input_text IS NOT NULL AND i IS NULL) OR (output_text IS NOT NULL AND o IS NULL) THEN 'invalid_usage: token details are not an object'
+        WHEN usage_text IS NOT NULL AND usage_text <> 'null' AND no_usage_object THEN 'invalid_usage: the usage is not an object'
+        WHEN (input_text IS NOT NULL AND no_input_object) OR (output_text IS NOT NULL AND no_output_object)
+            THEN 'invalid_usage: token details are not an object'
         WHEN prompt_tokens IS NULL AND completion_tokens IS NULL AND total_tokens IS NOT NULL
             THEN 'invalid_usage: a total without prompt or completion tokens'
         WHEN prompt_tokens < 0 OR completion_tokens < 0 THEN 'conflict: total_tokens is less than one of its parts'
-        WHEN coalesce(cached_tokens, 0) + coalesce(cache_write_tokens, 0) + coalesce(audio_prompt_tokens, 0) > coalesce(prompt_tokens, 0)
-            THEN 'conflict: cached, cache-write and audio tokens exceed prompt_tokens'
-        WHEN coalesce(audio_completion_tokens, 0) > coalesce(completion_tokens, 0) OR coalesce(reasoning_tokens, 0) > coalesce(completion_tokens, 0)
-            THEN 'conflict: reasoning or audio tokens exceed completion_tokens'
+        WHEN coalesce(cached_audio_tokens, 0) > coalesce(cached_tokens, 0) OR coalesce(cached_audio_tokens, 0) > coalesce(audio_prompt_tokens, 0)
+            THEN 'conflict: cached audio tokens exceed cached or audio tokens'
+        WHEN coalesce(cached_tokens, 0) + coalesce(cache_write_tokens, 0) + coalesce(audio_prompt_tokens, 0) - coalesce(cached_audio_tokens, 0)
+            + coalesce(image_prompt_tokens, 0) > coalesce(prompt_tokens, 0)
+            THEN 'conflict: cached, cache-write, audio and image tokens exceed prompt_tokens'
+        WHEN coalesce(audio_completion_tokens, 0) + coalesce(image_completion_tokens, 0) > coalesce(completion_tokens, 0)
+            OR coalesce(reasoning_tokens, 0) > coalesce(completion_tokens, 0)
+            THEN 'conflict: reasoning, audio or image tokens exceed completion_tokens'
         WHEN resolved_time < {earliest} OR resolved_time >= TIMESTAMP '{today + dt.timedelta(2)}'
             THEN 'out_of_range: neither event time nor enqueued time lies between the start date and tomorrow'
         END AS reason
@@ -186,11 +214,15 @@ WITH marked AS (
 SELECT file, {tables.select_list(columns)}
 FROM (
     SELECT * REPLACE (
-        coalesce(nullif(trim(request_id), ''), partition || '/' || sequence_number) AS request_id,
-        CASE lower(service_tier) WHEN 'standard' THEN 'default' ELSE coalesce(nullif(lower(service_tier), ''), 'default') END AS service_tier
+        coalesce(nullif(trim(request_id), ''), partition || '/' || sequence_number || coalesce('/' || record_index, '')) AS request_id,
+        coalesce(contract, CASE marker {guess} END) AS contract,
+        coalesce(service, 'openai') AS service,
+        CASE lower(service_tier) WHEN 'standard' THEN 'default' ELSE nullif(lower(service_tier), '') END AS service_tier
     ),
-    CASE WHEN reason IS NULL THEN CAST(resolved_time AS DATE) END AS usage_date,
-    CASE WHEN reason IS NULL THEN resolved_time END AS event_time
+    CASE WHEN reason IS NULL AND contract NOT IN ({evidence}) THEN CAST(resolved_time AS DATE) END AS usage_date,
+    CASE WHEN reason IS NULL THEN resolved_time END AS event_time,
+    CASE WHEN coalesce(prompt_tokens, completion_tokens, images, audio_seconds) IS NOT NULL THEN 'reported' END AS usage_source,
+    CASE WHEN reason IS NOT NULL THEN coalesce(body_hash, sha256(body)) END AS body_sha256
     FROM judged
 )
 """
@@ -198,26 +230,19 @@ FROM (
 
 def _parse(contract: Contract) -> str:
     shape = literal(contract.shape_json)
-    return f"coalesce(TRY(json_transform(body, {shape})), TRY(json_transform(mended(body), {shape})))"
+    cut = ""
+    if contract.truncated_at:
+        cut = f", CASE WHEN bytes >= {TRUNCATED_BYTES} THEN TRY(json_transform(before_key(body, {literal(contract.truncated_at)}), {shape})) END"
+    return f"coalesce(TRY(json_transform(body, {shape})), TRY(json_transform(mended(body), {shape})){cut})"
 
 
 def _over(contract: Contract, expression: str | None) -> str:
     return re.sub(r"\be\.", f"e_{contract.name}.", expression or "NULL")
 
 
-def _by_contract(expressions: dict[str, str]) -> str:
-    if not expressions:
-        return ""
-    return "CASE contract " + " ".join(f"WHEN {literal(name)} THEN {sql}" for name, sql in expressions.items()) + " END"
-
-
-def _text(known: tuple[Contract, ...], column: str) -> str:
-    whole = _by_contract({c.name: _over(c, c.fields[column]) for c in known if column in c.fields})
-    cut = " ".join(
-        f"WHEN {literal(c.name)} THEN leading_text(body, {literal(c.truncated_at)}, {literal(c.truncated[column])})"
-        for c in known
-        if column in c.truncated
-    )
-    if not whole:
-        return "CAST(NULL AS VARCHAR)"
-    return f"coalesce({whole}, CASE cut_contract {cut} END)" if cut else whole
+def _fields(contract: Contract) -> str:
+    """SQL: one struct with everything that a contract says of an event, the same shape for every contract."""
+    texts = {column: contract.fields.get(column) for column in TEXT_COLUMNS}
+    texts |= {f"r_{column}": contract.counts.get(column) for column in COUNT_COLUMNS} | {"usage_text": contract.usage}
+    parts = [f"{name} := CAST({_over(contract, sql)} AS VARCHAR)" for name, sql in texts.items()]
+    return f"struct_pack({', '.join(parts)}, placeholder := {_over(contract, contract.placeholder)})"

@@ -21,9 +21,11 @@ from aoai_usage_pipeline.capture.names import CaptureFile, NameFormat
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest, Manifests, Segment, folder
 from aoai_usage_pipeline.storage import Changed, ObjectStore
-from aoai_usage_pipeline.usage.normalize import MACROS, raw_events_select
+from aoai_usage_pipeline.usage import envelope
+from aoai_usage_pipeline.usage.normalize import keyed_hash, prepare, raw_events_select
 
 _STREAM_ROWS = 20_000
+_EMPTY = tables.empty_select(tables.RAW_EVENTS)
 _DICTIONARY_COLUMNS = [c.name for c in tables.RAW_EVENTS if c.type == "VARCHAR" and c.name not in ("request_id", "offset")]
 
 
@@ -48,7 +50,7 @@ class _Read(records.FileRead):
     def entry(self) -> FileEntry:
         status = "unreadable" if self.reason else "read" if self.records else "empty"
         return FileEntry(
-            self.file.object.name, self.etag, self.size, self.records, self.first, self.last, *self.counts, status, self.reason,
+            self.file.object.name, self.etag, self.size, self.records, self.events, self.first, self.last, *self.counts, status, self.reason,
             self.file.window_start.hour, f"{self.file.namespace}/{self.file.event_hub}", self.file.partition_id, self.content, self.gaps,
         )  # fmt: skip
 
@@ -66,9 +68,12 @@ class _Work:
 class Ingest:
     """Brings capture dates of the lake up to the capture files of a store."""
 
-    def __init__(self, capture: ObjectStore, lake: ObjectStore, manifests: Manifests, names: NameFormat, start_date: dt.date) -> None:
+    def __init__(
+        self, capture: ObjectStore, lake: ObjectStore, manifests: Manifests, names: NameFormat, start_date: dt.date, hash_key: bytes
+    ) -> None:
         self._capture, self._lake, self._manifests, self._names, self._start_date = capture, lake, manifests, names, start_date
-        self.reader = engine.digest(engine.code_digest("capture", "usage"), start_date)
+        self._hash_key = hash_key
+        self.reader = engine.digest(engine.code_digest("capture", "usage"), start_date, keyed_hash(hash_key, "reader"))
 
     def changed(self, files: Iterable[CaptureFile], manifest: Manifest) -> dict[int, list[CaptureFile]]:
         """The hours of a capture date whose set of (blob, ETag) differs from the manifest's, with the files they have now.
@@ -139,9 +144,9 @@ class Ingest:
 
     def _events(self, db: duckdb.DuckDBPyConnection, reads: list[_Read], progress: Callable[[int, int, str], None]) -> pa.RecordBatchReader:
         """The raw events of the files in their order; the engine works ahead of whoever takes them."""
-        db.execute(MACROS)
+        prepare(db, self._hash_key)
         db.execute("SET preserve_insertion_order = true")
-        db.register("records", pa.RecordBatchReader.from_batches(records.SCHEMA, records.batches(self._capture, reads, progress)))
+        db.register("records", pa.RecordBatchReader.from_batches(records.SCHEMA, records.batches(self._capture, reads, envelope, progress)))
         today = dt.datetime.now(dt.UTC).date()
         return db.sql(raw_events_select("records", start_date=self._start_date, today=today)).to_arrow_reader(_STREAM_ROWS)
 
@@ -154,7 +159,7 @@ class Ingest:
             read.counts = parsed_of_file, quarantined_of_file
         tokens = sum(pc.fill_null(events[column], 0).to_numpy() for column in ("prompt_tokens", "completion_tokens"))
         days = events["usage_date"].to_numpy()
-        usage_dates = {str(day): (int((days == day).sum()), int(tokens[days == day].sum())) for day in np.unique(days[parsed])}
+        usage_dates = {str(day): (int((days == day).sum()), int(tokens[days == day].sum())) for day in np.unique(days[~np.isnat(days)])}
         origin = {
             "blob": [read.file.object.name for read in reads],
             "namespace": [read.file.namespace for read in reads],
@@ -174,8 +179,8 @@ class Ingest:
 
     def _commit(self, db: duckdb.DuckDBPyConnection, work: "_Work", reads: list[_Read], written: dict[int, Segment]) -> Ingested | Unbalanced:
         """Replace the date's manifest by one that names the new segments; a run that is killed before leaves only unreferenced files."""
-        if wrong := [read for read in reads if read.records != sum(read.counts)]:
-            return Unbalanced("; ".join(f"{r.file.object.name}: {r.records} captured, {sum(r.counts)} came out" for r in wrong))
+        if wrong := [read for read in reads if read.events != sum(read.counts) or read.events < read.records]:
+            return Unbalanced("; ".join(f"{r.file.object.name}: {r.events} captured, {sum(r.counts)} came out" for r in wrong))
         before = work.before
         listed = {read.file.object.name for read in reads}
         vanished = [entry for entry in before.files if entry.hour in work.hours and entry.blob not in listed]
@@ -202,7 +207,7 @@ class Ingest:
     def _keep(self, db: duckdb.DuckDBPyConnection, prefix: str, hour: int, segment: Segment | None, kept: list[FileEntry], old: list[str]) -> Segment:
         """The segment with the rows of files that are gone from the store, out of the hour's old segments."""
         blobs = ", ".join(engine.literal(entry.blob) for entry in kept)
-        rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths(old))} WHERE blob IN ({blobs})"
+        rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths(old), _EMPTY)} WHERE blob IN ({blobs})"
         if segment:
             rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths([segment.name]))} UNION ALL BY NAME {rows}"
         counts = db.execute(f"SELECT CAST(usage_date AS VARCHAR), count(*), {tables.TOKENS} FROM ({rows}) GROUP BY 1").fetchall()
@@ -213,7 +218,7 @@ class Ingest:
     def _write_quarantine(self, db: duckdb.DuckDBPyConnection, manifest: Manifest) -> str:
         segments = [segment.name for segment in manifest.segments if segment.quarantined]
         name = f"{folder(manifest.capture_date)}quarantine-{engine.digest(segments)}.parquet"
-        source = engine.read_parquet(self._lake.local_paths(segments))
+        source = engine.read_parquet(self._lake.local_paths(segments), _EMPTY)
         select = f"SELECT {tables.select_list(tables.QUARANTINE)} FROM {source} WHERE reason IS NOT NULL"
         self._write_named(name, engine.stage(db, self._lake.staging(), select))
         return name

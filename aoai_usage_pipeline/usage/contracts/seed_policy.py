@@ -26,12 +26,5 @@ CONTRACT = Contract(
         "operation": "e.OperationName",
     },
     usage="e.Tokens",
-    truncated={
-        "request_id": "RequestId",
-        "event_time": "EventTime",
-        "gateway": "ServiceName",
-        "subscription_id": "SubscriptionId",
-        "operation": "OperationName",
-    },
     truncated_at="Prompt",
 )

@@ -1,0 +1,35 @@
+"""API Management's `GatewayLogs` from Azure Monitor: who called what, with which outcome.
+
+The identity half of a call whose counts are in `GatewayLlmLogs`; where the diagnostic setting logs answers, it has the usage itself. The
+deployment comes from the URL of the backend.
+"""
+
+from aoai_usage_pipeline.usage.contract import Contract
+
+CONTRACT = Contract(
+    name="apim_gateway_log",
+    marker='"gateway_log"',
+    shape=dict.fromkeys(
+        (
+            "azure_monitor", "time", "correlationid", "servicename", "resourceid", "deploymentname", "apimsubscriptionid", "productid",
+            "operationid", "responsecode", "llm",
+        ),
+        "VARCHAR",
+    ) | {"answer": {"model": "VARCHAR", "service_tier": "VARCHAR", "usage": "VARCHAR"}},
+    matches="e.azure_monitor = 'gateway_log'",
+    fields={
+        "request_id": "e.correlationid",
+        "event_time": "e.time",
+        "gateway": "lower(coalesce(nullif(e.servicename, ''), regexp_extract(e.resourceid, '[^/]+$')))",
+        "subscription_id": "nullif(e.apimsubscriptionid, '')",
+        "product": "nullif(e.productid, '')",
+        "operation": "nullif(e.operationid, '')",
+        "deployment": "e.deploymentname",
+        "reported_model": "e.answer.model",
+        "service_tier": "e.answer.service_tier",
+        "status_code": "e.responsecode",
+        "service": "CASE WHEN e.llm = 'true' THEN 'openai' ELSE 'other' END",
+        "part": "CASE WHEN e.answer.usage IS NULL THEN 'identity' END",
+    },
+    usage="e.answer.usage",
+)  # fmt: skip

@@ -1,0 +1,98 @@
+"""Bodies that hold several records: Azure Monitor's `{"records": […]}` envelope, and plain arrays of records.
+
+Each record becomes a body of its own. A diagnostics record is flattened on the way: names in lower case, `properties` (an object, or the
+JSON text of one) merged in, prompts and answers left behind. Everything else keeps its text.
+"""
+
+import json
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from aoai_usage_pipeline.usage import answers
+
+_ARRAY = re.compile(r'\s*(?:\[|\{\s*"records"\s*:\s*\[)', re.IGNORECASE)
+_SINGLE = re.compile(rb'"category"\s*:\s*"(?:GatewayLlmLogs|GatewayLogs|RequestResponse)"', re.IGNORECASE)
+_DECODER = json.JSONDecoder(parse_float=str, parse_constant=str)
+_HEAD_BYTES = 4096
+_CATEGORIES = {"gatewayllmlogs": "llm_log", "gatewaylogs": "gateway_log", "requestresponse": "request_response"}
+_LLM_PATH = re.compile(r"/(?:openai|deployments|completions|responses|embeddings|images|audio|realtime)(?:/|$)", re.IGNORECASE)
+_DEPLOYMENT = re.compile(r"/deployments/([^/?]+)", re.IGNORECASE)
+_KEPT = {
+    "category", "time", "correlationid", "servicename", "resourceid", "deploymentname", "modelname", "prompttokens", "completiontokens",
+    "totaltokens", "promptcachedtokens", "completionreasoningtokens", "apimsubscriptionid", "productid", "operationid", "apiid",
+    "responsecode", "modeldeploymentname", "modelversion",
+}  # fmt: skip
+_FLAT_BEGINNINGS = (b'{"Su', b'{"id', b'{"sc', b'{"ev')
+
+
+def opens(beginning: bytes) -> bool:
+    """Whether a body that begins with these four bytes may hold several records; saves looking at the others."""
+    return beginning not in _FLAT_BEGINNINGS
+
+
+def open_body(body: bytes) -> list[bytes] | None:
+    """The records of an envelope as bodies of their own, never none; None for any other body.
+
+    What follows a record that cannot be read is one more body, so that it is quarantined and not lost.
+    """
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        return None
+    start = _ARRAY.match(text)
+    if not start:
+        if _SINGLE.search(body[:_HEAD_BYTES]):
+            try:
+                record = _DECODER.decode(text)
+            except (ValueError, RecursionError):
+                return None
+            return [_flat(record, text)]
+        return None
+    found: list[bytes] = []
+    at = start.end()
+    while True:
+        while at < len(text) and text[at] in " \t\r\n,":
+            at += 1
+        if at >= len(text) or text[at] == "]":
+            break
+        try:
+            record, end = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            found.append(text[at:].encode())
+            break
+        found.append(_flat(record, text[at:end]))
+        at = end
+    return found or [body]
+
+
+def _flat(record: Any, text: str) -> bytes:
+    """A diagnostics record as a flat body; any other record as it is."""
+    if not isinstance(record, dict):
+        return text.encode()
+    names = _lower(record)
+    kind = _CATEGORIES.get(str(names.get("category", names.get("type", ""))).lower())
+    if not kind:
+        return text.encode()
+    properties = names.get("properties")
+    if isinstance(properties, str):
+        try:
+            properties = _DECODER.decode(properties)
+        except (ValueError, RecursionError):
+            properties = {}
+    names |= _lower(properties) if isinstance(properties, dict) else {}
+    flat = {name: value for name, value in names.items() if name in _KEPT and not isinstance(value, dict | list)}
+    url = str(names.get("backendurl") or names.get("url") or "")
+    path = urlsplit(url).path if url.isprintable() else ""
+    if kind == "gateway_log":
+        flat["llm"] = bool(_LLM_PATH.search(path))
+        if deployment := _DEPLOYMENT.search(path):
+            flat["deploymentname"] = deployment.group(1)
+        response = names.get("backendresponsebody") or names.get("responsebody")
+        if isinstance(response, str):
+            flat["answer"] = json.loads(answers.read(response))
+    return json.dumps({"azure_monitor": kind} | flat).encode()
+
+
+def _lower(record: dict[str, Any]) -> dict[str, Any]:
+    return {name.lower(): value for name, value in record.items()}
