@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aoai_usage_pipeline.pipeline import Pipeline
@@ -77,9 +78,12 @@ def _simulate(arguments: argparse.Namespace, settings: Settings) -> int:
 def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
     first, last = arguments.first, arguments.last
     today = dt.datetime.now(dt.UTC).date()
-    if not settings.start_date <= first <= last <= today:
+    if not settings.start_date <= first <= min(last, today):
         raise ValueError(f"--from {first} --to {last}: expected days in order, from AOAI_START_DATE {settings.start_date} to today {today}")
     console = _console()
+    if last > today:
+        console.print(f"--to {last} is still to come: billing up to today, {today}.", soft_wrap=True)
+        last = today
     pipeline = Pipeline(settings)
     pipeline.reference()
     changed = sorted(pipeline.changed_capture_dates(max(settings.start_date, first - dt.timedelta(1)), today + dt.timedelta(1)))
@@ -90,12 +94,13 @@ def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
         if changed:
             failures += _run(pipeline, instance, "ingest", changed[0], min(changed[-1], today))
         failures += _run(pipeline, instance, "bill", first, last)
-    _print_bill(console, settings, first, last)
+    if Path(settings.warehouse_path).is_file():
+        _print_bill(console, settings, first, last, published=not failures)
     held = {day: reason for reasons in pipeline.held().values() for day, reason in reasons.items() if day in set(days)}
     for day, reason in sorted(held.items()):
-        console.print(f"[bold red]held[/] {day}: {reason}", soft_wrap=True)
+        console.print(f"[bold red]held[/] {day}: {_plain(reason)}", soft_wrap=True)
     for failure in failures:
-        console.print(f"[bold red]failed[/] {failure}", soft_wrap=True, markup=True)
+        console.print(f"[bold red]failed[/] {_plain(failure)}", soft_wrap=True)
     return 1 if held or failures else 0
 
 
@@ -156,7 +161,7 @@ def _progress(console: "Console", title: str) -> Iterator[Any]:
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
 
 
-def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt.date) -> None:
+def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt.date, *, published: bool) -> None:
     import duckdb
 
     with duckdb.connect(settings.warehouse_path, read_only=True) as db:
@@ -181,7 +186,7 @@ def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt
             console.print(f"[yellow]quarantined[/] {count:,} x {_plain(reason)} (first: {_plain(blob)}, sequence number {number})", soft_wrap=True)
         for blob, reason in db.execute("SELECT blob, reason FROM capture_files WHERE status = 'unreadable' ORDER BY 1").fetchall():
             console.print(f"[yellow]unreadable[/] {_plain(blob)}: {_plain(reason)}", soft_wrap=True)
-    console.print(f"Published to {settings.warehouse_path}", soft_wrap=True)
+    console.print(f"{'Published to' if published else 'As published before in'} {_plain(settings.warehouse_path)}", soft_wrap=True)
 
 
 def _bill_table(db: Any, first: dt.date, last: dt.date) -> Any:
@@ -208,7 +213,7 @@ def _bill_table(db: Any, first: dt.date, last: dt.date) -> Any:
         if row == total:
             table.add_section()
         money = "\n".join(f"{_money(cost)} {currency}" for currency, cost in sorted(costs.get(row, {}).items()))
-        table.add_row(*row, *(f"{n:,}" for n in counts.get(row, [0, 0, 0])), money or "-")
+        table.add_row(*map(_plain, row), *(f"{n:,}" for n in counts.get(row, [0, 0, 0])), money or "-")
     return table
 
 

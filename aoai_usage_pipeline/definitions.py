@@ -23,7 +23,7 @@ def build_defs(**overrides: object) -> dg.Definitions:
         assets=[*(assets for assets, _ in stages), publish.usage_warehouse],
         asset_checks=[checks for _, checks in stages],
         jobs=[ingest, bill, daily_run],
-        sensors=[capture.build_sensor(ingest, bill, start_date, sensor_status)],
+        sensors=[capture.build_sensor(ingest, bill, daily_run, start_date, sensor_status)],
         schedules=[billing.build_schedule(daily_run, start_date, schedule_status)],
         resources={"pipeline": pipeline},
         executor=dg.in_process_executor,

@@ -5,6 +5,7 @@ Heavy libraries are imported where they are used, so that loading definitions st
 
 import contextlib
 import datetime as dt
+import itertools
 import secrets
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -32,15 +33,11 @@ class Pipeline:
 
     @cached_property
     def capture(self) -> "ObjectStore":
-        from aoai_usage_pipeline.storage import open_store
-
-        return open_store(self.settings.capture_url, self.settings.storage_connection_string, create=False)
+        return self._open("AOAI_CAPTURE_URL", self.settings.capture_url, create=False)
 
     @cached_property
     def lake(self) -> "ObjectStore":
-        from aoai_usage_pipeline.storage import open_store
-
-        lake = open_store(self.settings.lake_url, self.settings.storage_connection_string, create=True)
+        lake = self._open("AOAI_LAKE_URL", self.settings.lake_url, create=True)
         lake.collect_staging()
         return lake
 
@@ -118,9 +115,15 @@ class Pipeline:
 
     def publish(self) -> dict[str, int]:
         """Make the DuckDB file equal to the lake; returns rows by table."""
-        from aoai_usage_pipeline.publish.warehouse import publish
+        import duckdb
 
-        return publish(self.lake, self.manifests, Path(self.settings.warehouse_path))
+        from aoai_usage_pipeline.publish.warehouse import publish
+        from aoai_usage_pipeline.storage import StorageError
+
+        try:
+            return publish(self.lake, self.manifests, Path(self.settings.warehouse_path))
+        except (OSError, duckdb.IOException) as error:
+            raise StorageError(f"AOAI_WAREHOUSE_PATH {self.settings.warehouse_path}: {error}") from error
 
     def held(self) -> dict[str, dict[dt.date, str]]:
         """Every held day with its reason, by stage."""
@@ -144,9 +147,30 @@ class Pipeline:
         for file in self.names.files(self.capture, first, last):
             listed.setdefault(file.capture_date, []).append(file)
         known = {manifest.capture_date: manifest for manifest in self.manifests.all()}
+        if not listed and not known:
+            self._expect_names_that_fit()
         changed = {date: ingest.changed(files, known.get(date, Manifest(date))) for date, files in sorted(listed.items())}
         return {
             date: digest(sorted((f.object.name, f.object.etag) for files in hours.values() for f in files))
             for date, hours in changed.items()
             if hours
         }
+
+    def _open(self, setting: str, url: str, *, create: bool) -> "ObjectStore":
+        from aoai_usage_pipeline.storage import StorageError, open_store
+
+        try:
+            return open_store(url, self.settings.storage_connection_string, create=create)
+        except (StorageError, OSError) as error:
+            raise StorageError(f"{setting}: {error}") from error
+
+    def _expect_names_that_fit(self) -> None:
+        """Raises StorageError when there are capture files, as far as one look tells, but none with a name that is understood."""
+        from aoai_usage_pipeline.storage import StorageError
+
+        seen = [stored for stored in itertools.islice(self.capture.objects(), 1000) if stored.name.endswith(".avro")]
+        if seen and not any(self.names.parse(stored) for stored in seen):
+            raise StorageError(
+                f"AOAI_CAPTURE_URL {self.capture.url} has capture files, but no name fits AOAI_CAPTURE_NAME_FORMAT "
+                f"{self.settings.capture_name_format}; the first is {seen[0].name}"
+            )

@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 import os
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 
 DEFAULT_NAME_FORMAT = "{Namespace}/{EventHub}/{PartitionId}/{Year}/{Month}/{Day}/{Hour}/{Minute}/{Second}"
@@ -25,6 +26,7 @@ class Settings:
     reference_dir: str = str(EXAMPLE_REFERENCE_DIR)
     start_date: dt.date = dt.date(2024, 1, 1)
     automation: str = "stopped"
+    min_coverage: Decimal = Decimal("0.95")
     hash_key: str | None = dataclasses.field(default=None, repr=False)
     storage_connection_string: str | None = dataclasses.field(default=None, repr=False)
 
@@ -42,6 +44,13 @@ class Settings:
                     values[field.name] = dt.date.fromisoformat(text)
                 except ValueError:
                     raise SettingsError(f"AOAI_START_DATE is {text!r}: expected a date such as 2024-01-01") from None
+            elif field.name == "min_coverage":
+                try:
+                    values[field.name] = Decimal(text)
+                except InvalidOperation:
+                    values[field.name] = Decimal(-1)
+                if not 0 <= values[field.name] <= 1:  # type: ignore[operator]
+                    raise SettingsError(f"AOAI_MIN_COVERAGE is {text!r}: expected a share from 0 to 1, such as 0.95")
             elif field.name == "automation" and text not in ("stopped", "running"):
                 raise SettingsError(f"AOAI_AUTOMATION is {text!r}: expected 'stopped' or 'running'")
             else:

@@ -71,6 +71,7 @@ _CALL = """
 status_code       INTEGER  HTTP status of the response, where the event names it
 service           VARCHAR  openai, or the other service that was called
 end_user          VARCHAR  keyed hash of the end user, where the event names one
+details           VARCHAR  what else the event says that a price or a person may need, as JSON
 """
 _COST = """
 cost              DECIMAL(38,15)  exact cost; NULL where nothing is priced

@@ -278,3 +278,26 @@ def test_simulated_traffic_bills_without_a_held_day_and_shows_its_faults(root: P
     # the price change inside the range is in the bill
     prices = "SELECT DISTINCT unit_price FROM daily_billing WHERE model = 'gpt-5.6-sol' AND meter = 'output' AND month(usage_date) = "
     assert rows(installation(root), prices + "8") != rows(installation(root), prices + "9")
+
+
+def test_capture_files_whose_names_do_not_fit_are_an_error_and_no_empty_bill(root: Path, aoai_usage: Run) -> None:
+    put(root / "capture", "2026/10/05/ns-hub-0.avro", capture_file([Captured(seed_event("a", DAY, chat(1, 1)), DAY, 0)]))
+    code, out, err = aoai_usage("bill", "--from", "2026-10-05", "--to", "2026-10-05")
+    assert (code, out) == (2, "")
+    assert "AOAI_CAPTURE_NAME_FORMAT" in err and "2026/10/05/ns-hub-0.avro" in err
+
+
+def test_names_with_brackets_are_printed_as_they_are(root: Path, aoai_usage: Run) -> None:
+    reference(root / "reference", cost_centers="subscription_id,team,cost_center,department\nsales,Ops [/x] [eu],CC-[c],D\n")
+    capture(root, DAY + HOUR, seed_event("a", DAY, chat(10, 5)))
+    code, out, _ = aoai_usage("bill", "--from", "2026-10-05", "--to", "2026-10-05")
+    assert code == 0
+    assert "Ops [/x] [eu]" in out and "CC-[c]" in out
+
+
+def test_the_current_month_can_be_named_by_its_end(root: Path, aoai_usage: Run) -> None:
+    today = TODAY
+    capture(root, today, seed_event("a", today, chat(10, 5)))
+    code, out, _ = aoai_usage("bill", "--from", str(today.date()), "--to", str(today.date() + dt.timedelta(40)))
+    assert code == 0
+    assert "still to come" in out and "1 requests" in out

@@ -222,6 +222,12 @@ def test_every_form_of_a_time_is_read_however_late_the_event_is(tmp_path, late):
     check_forms(tmp_path / "b", AMBIGUOUS, late, set(forms(AMBIGUOUS)) - {"en-GB"})
 
 
+def test_a_24_hour_time_that_would_be_months_late_month_first_is_read_day_first(tmp_path):
+    at = dt.datetime(2026, 10, 5, 5, 4, 9)
+    [row] = ingest(tmp_path, (seed_event("r", f"{at:%d/%m/%Y %H:%M:%S}", chat(1, 1)), at + 40 * DAY))
+    assert pick(row, "event_time", "time_source") == (at, "event")
+
+
 def test_a_day_first_time_whose_day_could_be_a_month_is_read_when_the_event_is_30_hours_late(tmp_path):
     check_forms(tmp_path, AMBIGUOUS, 30 * HOUR, {"en-GB"})
 

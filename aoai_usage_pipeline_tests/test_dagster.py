@@ -18,6 +18,7 @@ import pytest
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.definitions import build_defs
+from aoai_usage_pipeline.defs import capture as capture_defs
 from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.usage.raw_events import Ingest
@@ -54,6 +55,9 @@ CHECKS = {
     ("enriched_usage", "totals_add_up"): WARN,
     ("enriched_usage", "no_unpriced_usage"): WARN,
     ("enriched_usage", "no_unallocated_usage"): WARN,
+    ("enriched_usage", "no_unattributed_usage"): WARN,
+    ("enriched_usage", "token_coverage"): WARN,
+    ("raw_events", "no_new_fields"): WARN,
     ("daily_billing", "tokens_billed_equal_enriched"): ERROR,
 }
 
@@ -480,7 +484,21 @@ def test_a_failing_day_is_asked_for_a_bounded_number_of_times_and_again_when_it_
     assert rows(sensor.pipeline, "SELECT count(DISTINCT usage_date) FROM daily_billing") == [(4,)]
 
 
+def test_a_run_whose_process_was_killed_holds_up_nothing_for_long(sensor: Sensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture_days(sensor.pipeline, TODAY - ONE_DAY, 2)
+    job = build_defs(pipeline=sensor.pipeline).resolve_job_def("ingest")
+    tags = {RANGE_START: f"{TODAY - ONE_DAY:%Y-%m-%d}", RANGE_END: f"{TODAY:%Y-%m-%d}"}
+    run = sensor.instance.create_run_for_job(job, tags=tags, status=dg.DagsterRunStatus.STARTED)
+    assert sensor.tick() == []
+    monkeypatch.setattr(capture_defs, "SILENCE_SECONDS", -1)
+    assert [request.tags[RANGE_START] for request in sensor.tick()] == [tags[RANGE_START]]
+    ended = sensor.instance.get_run_by_id(run.run_id)
+    assert ended and ended.status == dg.DagsterRunStatus.FAILURE
+
+
 def test_files_that_are_not_capture_files_are_left_alone(sensor: Sensor) -> None:
+    capture_days(sensor.pipeline, TODAY, 1)
+    sensor.settle()
     put(sensor.pipeline.settings.capture_url, "README.txt", b"hello")
     put(sensor.pipeline.settings.capture_url, "ns/hub/0/2026/13/45/01/00/00.avro", b"no such day")
     assert sensor.settle() == []
@@ -499,11 +517,11 @@ def test_a_tick_with_100_000_known_blobs_stays_quick(tmp_path: Path, instance: d
                 path.parent.mkdir(parents=True)
                 path.touch()
     # what ingesting them would have written
-    reader = Ingest(pipeline.capture, pipeline.lake, pipeline.manifests, pipeline.names, start).reader
+    reader = Ingest(pipeline.capture, pipeline.lake, pipeline.manifests, pipeline.names, start, pipeline.hash_key).reader
     entries: dict[dt.date, list[FileEntry]] = {}
     for file in pipeline.names.files(pipeline.capture, start, TODAY.date()):
         hub, hour = f"{file.namespace}/{file.event_hub}", file.window_start.hour
-        entry = FileEntry(file.object.name, file.object.etag, 508, 0, None, None, 0, 0, "empty", None, hour, hub, file.partition_id, "")
+        entry = FileEntry(file.object.name, file.object.etag, 508, 0, 0, None, None, 0, 0, "empty", None, hour, hub, file.partition_id, "")
         entries.setdefault(file.capture_date, []).append(entry)
     assert sum(map(len, entries.values())) > 100_000
     for date, files in entries.items():

@@ -226,8 +226,10 @@ def test_ties_are_faults_of_the_other_files_too(tmp_path):
         deployments=f"{DEPLOYMENT_HEADER}\napim,,,,,,a,,,,,\n*,sales,,,,,b,,,,,\n",
         cost_centers=f"{OWNER_HEADER}\nsales,,,T,CC,D,,\n,,app,T,CC,D,,\n",
     ) == [
-        "deployments.csv: line 3 ties with line 2: both can match the same event in the same period equally well",
-        "cost_centers.csv: line 3 ties with line 2: both can match the same event in the same period equally well",
+        "deployments.csv: line 3 ties with line 2: both can match the same event in the same period equally well; "
+        "make one of them more exact, or end its period",
+        "cost_centers.csv: line 3 ties with line 2: both can match the same event in the same period equally well; "
+        "make one of them more exact, or end its period",
     ]
 
 
@@ -359,3 +361,23 @@ def test_a_bad_file_stops_ingestion_before_anything_is_written(tmp_path, name):
     path.write_text(good)
     pipeline.ingest([NOON.date()])
     assert any(pipeline.lake.objects("raw_events/"))
+
+
+def test_each_tie_among_thousands_of_rows_is_named_once(tmp_path):
+    header = "subscription_id,product,application,team,cost_center,department,effective_from,effective_to"
+    rows = [f"team-{n},,,Team {n},CC-{n},D,," for n in range(30_000)] + ["team-7,,,Other,CC-0,D,,"]
+    support.reference(tmp_path, cost_centers="\n".join([header, *rows, ""]))
+    with pytest.raises(ReferenceDataError) as error:
+        load(tmp_path)
+    assert [line.partition("cost_centers.csv: ")[2][:25] for line in str(error.value).splitlines()] == ["line 30002 ties with line"]
+
+
+def test_a_price_in_another_currency_for_a_meter_nobody_uses_holds_nothing(tmp_path):
+    unused = price(price_id="audio", model="*", meter="audio_output", currency="EUR")
+    support.reference(tmp_path / "reference", price_book=f"{PRICE_BOOK}{unused}\n")
+    pipeline = support.installation(tmp_path)
+    body = seed_event("r", NOON, chat(1_000_000, 0))
+    support.put(tmp_path / "capture", support.blob_name(NOON), support.capture_file([Captured(body, NOON, 0)]))
+    support.run_all(pipeline, NOON.date(), NOON.date())
+    assert pipeline.held() == {}
+    assert rows(pipeline, "SELECT cost, currency FROM daily_usage") == [(Decimal("2.5"), "USD")]

@@ -1,10 +1,12 @@
 """Writes the pages that say what the code says: `make docs`."""
 
 import importlib
+import json
 import textwrap
 from pathlib import Path
 
 from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.usage import contracts as package
 from aoai_usage_pipeline.usage.contract import TEXT_COLUMNS, Contract, contracts
 
 DOCS = Path(__file__).parent
@@ -48,17 +50,34 @@ def _contract(contract: Contract, about: str) -> str:
     fields = "".join(f"| {name} | `{_cell(contract.fields[name])}` | {text} |\n" for name, text in TEXT_COLUMNS.items() if name in contract.fields)
     counts = "".join(f"| {name} | `{_cell(sql)}` | as counted by the sender |\n" for name, sql in contract.counts.items())
     usage = f"| token counts | `{_cell(contract.usage)}` | an OpenAI usage object, in any of its shapes |\n" if contract.usage else ""
-    lines = [f"- Found by the text `{contract.marker}`; is read when `{_cell(contract.matches)}`."]
+    lines = [f"- Found by the text {' or '.join(f'`{marker}`' for marker in contract.markers)}; is read when `{_cell(contract.matches)}`."]
     if contract.response:
         lines.append(f"- `a` is what the answer in `{contract.response}` says: JSON, a stream of events, or a line of a batch.")
     if contract.placeholder != "false":
         lines.append(f"- Counts are placeholders, and unknown, when `{_cell(contract.placeholder)}`.")
     if contract.truncated_at:
         lines.append(f"- Of an event that the gateway cut off, everything before `{contract.truncated_at}` is read.")
+    if contract.ignores:
+        lines.append(f"- Known and not read: {', '.join(f'`{field}`' for field in contract.ignores)}.")
     if not contract.billable:
         lines.append("- Never a request of its own: kept in `raw_events` without a usage date.")
     head = "| usage record | from the event `e` | meaning |\n|---|---|---|\n"
-    return f"# {contract.name}\n\n{about}\n\n" + "\n".join(lines) + f"\n\n{head}{fields}{counts}{usage}"
+    return f"# {contract.name}\n\n{about}\n\n" + "\n".join(lines) + f"\n\n{head}{fields}{counts}{usage}{_schema(contract)}"
+
+
+def _schema(contract: Contract) -> str:
+    """The properties and the example of a contract that has a JSON Schema."""
+    path = Path(package.__path__[0]) / f"{contract.name}.schema.json"
+    if not path.exists():
+        return ""
+    schema = json.loads(path.read_text())
+    rows = ""
+    for name, value in schema["properties"].items():
+        types = value.get("type", [])
+        text = " or ".join(f"{type_}" for type_ in ([types] if isinstance(types, str) else types)) or json.dumps(value.get("const"))
+        rows += f"| {name} | {text} | {value['description']} |\n"
+    example = json.dumps(schema["examples"][0], indent=2)
+    return f"\n## The message\n\n{schema['description']}\n\n| property | type | meaning |\n|---|---|---|\n{rows}\n```json\n{example}\n```\n"
 
 
 def _cell(sql: str) -> str:

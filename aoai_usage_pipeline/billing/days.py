@@ -23,6 +23,7 @@ Progress = Callable[[int, int, str], None]
 _CHUNK_EVENTS = 600_000
 _ATTEMPTS = 5
 _WRITES = 3
+_COUNTED = "(prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL)"
 _SUCCESSFUL = "(service = 'openai' AND (status_code IS NULL OR status_code BETWEEN 200 AND 299))"
 _DIMENSIONS = [
     column
@@ -237,10 +238,16 @@ class Enrichment(_Stage):
             read = raw.get(day, (0, 0))
             if read != captured:
                 held[day] = f"{captured[0]} raw events with {captured[1]} tokens were ingested, but {read[0]} with {read[1]} are in the lake"
-        mixed = """SELECT usage_date, model, list(DISTINCT currency ORDER BY currency) FROM rate_of WHERE currency IS NOT NULL
-            GROUP BY ALL HAVING count(DISTINCT currency) > 1"""
-        for day, model, currencies in db.execute(mixed).fetchall():
-            held[day] = f"the meters of model {model} are priced in several currencies: {', '.join(currencies)}"
+        several = "SELECT usage_date FROM rate_of WHERE currency IS NOT NULL GROUP BY usage_date, model HAVING count(DISTINCT currency) > 1"
+        if suspects := db.execute(f"SELECT DISTINCT CAST(usage_date AS VARCHAR) FROM ({several})").fetchall():
+            mixed = f"""SELECT usage_date, model, list(DISTINCT c ORDER BY c)
+                FROM (SELECT usage_date, model, unnest(used) AS c
+                    FROM (SELECT usage_date, model, list_distinct([{", ".join(_used_currencies().values())}]) AS used FROM enriched
+                        WHERE usage_date IN ({", ".join(f"DATE '{day}'" for (day,) in suspects)}))
+                    WHERE len(used) > 1)
+                GROUP BY ALL"""
+            for day, model, currencies in db.execute(mixed).fetchall():
+                held[day] = f"requests to model {model} use meters that are priced in several currencies: {', '.join(currencies)}"
         return held
 
     def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
@@ -345,15 +352,24 @@ def _by_day(db: duckdb.DuckDBPyConnection, select: str) -> dict[dt.date, tuple[i
     return {day: tuple(rest) for day, *rest in db.execute(select).fetchall()}
 
 
-def _meter_sql() -> dict[str, object]:
-    """The parts of `enriched_usage.sql` that are repeated for each meter."""
+def _used_meters() -> dict[str, str]:
+    """SQL: whether a request uses each meter."""
     meters = list(match.METER_QUANTITIES)
     used = {m: f"(q_{m} > 0)" for m in meters}
     # a request of no tokens at all is judged by its input price
-    counted = "(prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL)"
-    used["input"] = f"(q_input > 0 OR ({counted} AND {' AND '.join(f'coalesce(q_{m}, 0) = 0' for m in meters)}))"
+    used["input"] = f"(q_input > 0 OR ({_COUNTED} AND {' AND '.join(f'coalesce(q_{m}, 0) = 0' for m in meters)}))"
+    return used
+
+
+def _used_currencies() -> dict[str, str]:
+    """SQL: the currency of each meter that a request uses, otherwise NULL."""
+    return {m: f"CASE WHEN {used} THEN m_{m}.currency END" for m, used in _used_meters().items()}
+
+
+def _meter_sql() -> dict[str, object]:
+    """The parts of `enriched_usage.sql` that are repeated for each meter."""
+    meters, used, currency = list(match.METER_QUANTITIES), _used_meters(), _used_currencies()
     charge = {m: f"CASE WHEN {used[m]} THEN CAST(q_{m} AS DECIMAL(18,0)) * m_{m}.token_price END" for m in meters}
-    currency = {m: f"CASE WHEN {used[m]} THEN m_{m}.currency END" for m in meters}
     zero = "CAST(0 AS DECIMAL(38,15))"
     return {
         "match_deployments": match.match_deployments("combination"),
@@ -369,6 +385,6 @@ def _meter_sql() -> dict[str, object]:
         "total_cost": " + ".join(f"coalesce({charge[m]}, {zero})" for m in meters),
         "currency": f"coalesce({', '.join(currency.values())})",
         # images and seconds have no meter yet
-        "any_unpriced": f"NOT {counted} OR " + " OR ".join(f"({used[m]} AND m_{m}.status = 'unpriced')" for m in meters),
+        "any_unpriced": f"NOT {_COUNTED} OR " + " OR ".join(f"({used[m]} AND m_{m}.status = 'unpriced')" for m in meters),
         "any_fallback": " OR ".join(f"({used[m]} AND m_{m}.status = 'fallback')" for m in meters),
     }

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import itertools
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import fastavro
@@ -86,30 +86,33 @@ def read(content: bytes) -> Records:
                     _remember(header, codec, layout)
                     return records
     rows: list[dict[str, Any]] = []
+    file = io.BytesIO(content)
     try:
-        file = io.BytesIO(content)
         blocks = fastavro.block_reader(file)
         header = content[: file.tell() - 16]
         schema: dict[str, Any] = blocks.writer_schema  # type: ignore[assignment]
         fields = {field["name"]: field["type"] for field in schema["fields"]}
         if missing := sorted(_REQUIRED - fields.keys()):
             raise Unreadable(f"not an Event Hubs Capture file: its schema lacks {', '.join(missing)}")
-        for block in blocks:
+        first = next((record for block in blocks for record in block), {"SystemProperties": {}, "Properties": {}})
+        if blocks.codec in ("null", "deflate") and (layout := _layout(fields, first)):
+            alike = _read_alike(content, len(header) + 16, blocks.codec, layout)
+            if alike is not None:
+                _remember(header, blocks.codec, layout)
+                return alike
+        file.seek(0)
+        for block in fastavro.block_reader(file):
             rows.extend(block)
             if left := len(block.bytes_.read()):
                 raise Unreadable(f"damaged: a block announces {block.num_records} records and holds {left} more bytes")
-        records = _columns(rows)
+        return _columns(rows)
     except Unreadable:
         raise
-    except EOFError as error:
-        raise Unreadable(f"torn: it ends after {len(rows)} records in the middle of a block; {len(content)} bytes") from error
     # a damaged file can make the decoder fail in any way; whichever it is, the file contributes nothing
     except Exception as error:
+        if isinstance(error, EOFError) or file.tell() >= len(content):
+            raise Unreadable(f"torn: it ends after {len(rows)} records in the middle of a block; {len(content)} bytes") from error
         raise Unreadable(f"damaged after {len(rows)} records: {type(error).__name__}: {error}") from error
-    first = rows[0] if rows else {"SystemProperties": {}, "Properties": {}}
-    if blocks.codec in ("null", "deflate") and (layout := _layout(fields, first)):
-        _remember(header, blocks.codec, layout)
-    return records
 
 
 def _remember(header: bytes, codec: str, layout: _Layout) -> None:
@@ -202,11 +205,10 @@ def _read_block(content: bytes, count: int, start: int, end: int, layout: _Layou
     """A block's records. Each record is found by its map, and is believed because it begins where the one before it ends."""
     if count == 0 and start == end:
         return np.empty((0, FIELDS), np.int64)
-    parts = content[start:end].split(layout.lead)
-    if len(parts) != count + 1:
+    maps = np.fromiter(_find_all(content, layout.lead, start, end), np.int64)
+    if len(maps) != count:
         raise _Unlike
     data = np.frombuffer(content, np.uint8)
-    maps = start + np.cumsum(np.fromiter(map(len, parts[:-1]), np.int64, count) + len(layout.lead)) - len(layout.lead)
     at = maps + len(layout.lead)
     for kind, constant in layout.values:
         if kind == "double":
@@ -232,6 +234,13 @@ def _read_block(content: bytes, count: int, start: int, end: int, layout: _Layou
     # between the two texts lies one length byte below 128, so both are checked to be UTF-8 at once
     b"\0".join([content[a:z] for a, z in zip(offset.tolist(), maps.tolist(), strict=True)]).decode()
     return np.column_stack([numbers, offset, offset_size, enqueued, enqueued_size, body, body_size])
+
+
+def _find_all(content: bytes, text: bytes, start: int, end: int) -> Iterator[int]:
+    find, size = content.find, len(text)
+    while (start := find(text, start, end)) >= 0:
+        yield start
+        start += size
 
 
 def _skip(data: np.ndarray, at: np.ndarray, constant: bytes) -> np.ndarray:

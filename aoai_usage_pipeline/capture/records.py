@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
@@ -20,10 +21,11 @@ TRUNCATED_BYTES = 190_000
 """API Management cuts an event at 200 KB; a body that is not JSON and at least this long was cut."""
 
 _FETCHES = 4
-_FETCH_FILES, _FETCH_BYTES = 16, 4 * 2**20
-_FILES_TOLD = 1000
+_FETCH_FILES, _FETCH_BYTES, _AHEAD_BYTES = 16, 4 * 2**20, 64 * 2**20
+_FILES_TOLD, _SECONDS_TOLD = 1000, 30
 _GAPS_TOLD = 20
 _HEAD_BYTES = 400
+_SAMPLED_FIRST, _SAMPLED_EVERY = 10, 100
 _BATCH_ROWS = 8_192
 _BATCH_BYTES = 8 * 2**20
 SCHEMA = pa.schema(
@@ -40,10 +42,12 @@ SCHEMA = pa.schema(
         "bytes": pa.int64(),
         "record_index": pa.int32(),
         "body_hash": pa.string(),
+        "sampled": pa.bool_(),
     }
 )
 """The stream's columns; `file` is the place of the record's file in the list of files, `head` the body's first bytes. `record_index` is the
-place of a body that was one of several in its record, and `body_hash` the SHA-256 of a body that is not text."""
+place of a body that was one of several in its record, `body_hash` the SHA-256 of a body that is not text, and
+`sampled` marks the first bodies of a file and some of the others."""
 
 
 class Opener(Protocol):
@@ -82,11 +86,12 @@ class FileRead:
 def batches(store: ObjectStore, reads: list[FileRead], opener: Opener, progress: Callable[[int, int, str], None]) -> Iterator[pa.RecordBatch]:
     """The bodies of the records of all files, which fills in `reads`; small files share a batch, and a large one is cut into several."""
     group: list[tuple[FileRead, avro.Records]] = []
-    rows = 0
+    rows, told = 0, time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(_FETCHES) as pool:
         for number, (read, content) in enumerate(_fetch_ahead(pool, lambda read: _fetch(store, read), reads)):
-            if number % _FILES_TOLD == 0:
+            if number % _FILES_TOLD == 0 or time.monotonic() - told > _SECONDS_TOLD:
                 progress(number, len(reads), f"read {read.file.object.name}")
+                told = time.monotonic()
             if content is None:
                 continue
             try:
@@ -99,10 +104,10 @@ def batches(store: ObjectStore, reads: list[FileRead], opener: Opener, progress:
             group.append((read, records))
             rows += len(records)
             if rows >= _BATCH_ROWS or sum(len(r.content) for _, r in group) >= _BATCH_BYTES:
-                yield from _cut(_batch(group, opener))
+                yield from _batch(group, opener)
                 group, rows = [], 0
     if group:
-        yield from _cut(_batch(group, opener))
+        yield from _batch(group, opener)
     progress(len(reads), len(reads), "read every capture file")
 
 
@@ -124,13 +129,14 @@ def _fetch_ahead(
     def fetch_all(group: list[FileRead]) -> list[tuple[FileRead, bytes | None]]:
         return [(read, fetch(read)) for read in group]
 
-    waiting: collections.deque[concurrent.futures.Future[list[tuple[FileRead, bytes | None]]]] = collections.deque()
+    waiting: collections.deque[tuple[int, concurrent.futures.Future[list[tuple[FileRead, bytes | None]]]]] = collections.deque()
     for group in _groups(reads):
-        waiting.append(pool.submit(fetch_all, group))
-        if len(waiting) > _FETCHES:
-            yield from waiting.popleft().result()
-    for fetched in waiting:
-        yield from fetched.result()
+        size = sum(read.file.object.size for read in group)
+        while waiting and (len(waiting) > _FETCHES or size + sum(ahead for ahead, _ in waiting) > _AHEAD_BYTES):
+            yield from waiting.popleft()[1].result()
+        waiting.append((size, pool.submit(fetch_all, group)))
+    while waiting:
+        yield from waiting.popleft()[1].result()
 
 
 def _groups(reads: Iterable[FileRead]) -> Iterator[list[FileRead]]:
@@ -144,11 +150,7 @@ def _groups(reads: Iterable[FileRead]) -> Iterator[list[FileRead]]:
         yield group
 
 
-def _cut(batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-    return (batch.slice(at, 2 * _BATCH_ROWS) for at in range(0, len(batch), 2 * _BATCH_ROWS))
-
-
-def _batch(group: list[tuple[FileRead, avro.Records]], opener: Opener) -> pa.RecordBatch:
+def _batch(group: list[tuple[FileRead, avro.Records]], opener: Opener) -> Iterator[pa.RecordBatch]:
     counts = [len(records) for _, records in group]
     fields = np.concatenate([records.fields for _, records in group])
     at = 0
@@ -170,24 +172,39 @@ def _batch(group: list[tuple[FileRead, avro.Records]], opener: Opener) -> pa.Rec
     for (read, _), events in zip(group, np.bincount(which, minlength=len(group)).tolist(), strict=True):
         read.events = events
     partitions = [f"{read.file.namespace}/{read.file.event_hub}/{read.file.partition_id}" for read, _ in group]
-    text, valid, hashes = _bodies(content, fields)
-    return pa.record_batch(
-        [
-            pa.array(np.array([read.number for read, _ in group], np.int32)[which]),
-            pa.DictionaryArray.from_arrays(pa.array(which), pa.array(partitions)),
-            pa.array(np.array([read.file.window_start for read, _ in group], "datetime64[us]")[which]),
-            pa.array(fields[:, 0].copy()),
-            _views(content, fields, avro.OFFSET),
-            _views(content, fields, avro.ENQUEUED),
+    numbers = np.array([read.number for read, _ in group], np.int32)
+    windows = np.array([read.file.window_start for read, _ in group], "datetime64[us]")
+    sampled = _sampled(which)
+    for rows in _slices(fields[:, avro.BODY + 1]):
+        part = fields[rows]
+        text, valid, hashes = _bodies(content, part)
+        columns = [
+            pa.array(numbers[which[rows]]),
+            pa.DictionaryArray.from_arrays(pa.array(which[rows]), pa.array(partitions)),
+            pa.array(windows[which[rows]]),
+            pa.array(part[:, 0].copy()),
+            _views(content, part, avro.OFFSET),
+            _views(content, part, avro.ENQUEUED),
             text,
             _heads(text),
             valid,
-            pa.array(np.maximum(fields[:, avro.BODY + 1], 0)),
-            index,
+            pa.array(np.maximum(part[:, avro.BODY + 1], 0)),
+            index[rows.start : rows.stop],
             hashes,
-        ],
-        schema=SCHEMA,
-    )
+            sampled[rows.start : rows.stop],
+        ]
+        yield pa.record_batch(columns, schema=SCHEMA)
+
+
+def _slices(sizes: np.ndarray) -> Iterator[slice]:
+    """The rows cut into pieces of some thousand rows and some megabytes at the most: the engine copies what it works on more than once."""
+    ends = np.cumsum(np.maximum(sizes, 0))
+    start = 0
+    while start < len(sizes):
+        before = int(ends[start - 1]) if start else 0
+        end = min(start + 2 * _BATCH_ROWS, max(start + 1, int(np.searchsorted(ends, before + _BATCH_BYTES, side="right"))))
+        yield slice(start, end)
+        start = end
 
 
 def _open(content: bytes, fields: np.ndarray, which: np.ndarray, opener: Opener) -> tuple[bytes, np.ndarray, np.ndarray, pa.Array]:
@@ -213,6 +230,12 @@ def _open(content: bytes, fields: np.ndarray, which: np.ndarray, opener: Opener)
     fields[new, avro.BODY + 1] = sizes
     index = np.arange(len(rows)) - np.repeat(np.cumsum(times) - times, times)
     return content + b"".join(inside), fields, which[rows], pa.array(index.astype(np.int32), mask=~new)
+
+
+def _sampled(which: np.ndarray) -> pa.Array:
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(which)) + 1])
+    place = np.arange(len(which)) - np.repeat(starts, np.diff([*starts, len(which)]))
+    return pa.array((place < _SAMPLED_FIRST) | (place % _SAMPLED_EVERY == 0))
 
 
 def _bodies(content: bytes, fields: np.ndarray) -> tuple[pa.Array, pa.Array, pa.Array]:

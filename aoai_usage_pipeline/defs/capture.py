@@ -23,6 +23,7 @@ from aoai_usage_pipeline.defs.common import (
     schema_metadata,
     span,
     spans,
+    table_of,
     told,
 )
 from aoai_usage_pipeline.pipeline import Pipeline
@@ -32,6 +33,8 @@ NEWEST_DAYS = 3
 MAX_ATTEMPTS = 3
 MAX_RUNS_PER_TICK = 5
 SWEEP_SECONDS = 8.0
+SILENCE_SECONDS = 300
+"""A run that works writes to its log more often than this."""
 SPAN_REACH = 8
 """Days this close share a run: the unchanged days between them, weekends say, cost nothing."""
 
@@ -41,6 +44,7 @@ _CHECKS = {
     "no_unreadable_files": "Every capture file can be read whole; an unreadable one contributes nothing until it is replaced.",
     "no_sequence_gaps": "The sequence numbers of each partition are complete across files: nothing the hub accepted is missing.",
     "no_overlaps": "No event was captured twice. Repeated ones are counted once all the same.",
+    "no_new_fields": "Events have no fields that their contract and earlier dates did not know; the first events of each file are looked at.",
     "no_quarantined_records": "Every record could be read by an event contract.",
 }
 
@@ -57,7 +61,9 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         metadata=schema_metadata("raw_events", tables.RAW_EVENTS),
     )
     def raw_events(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
-        """One row per captured record, by the UTC day in the capture file's name. Reads only hours whose files changed."""
+        """One row per captured event, by the UTC day in the capture file's name. Reads only hours whose files changed."""
+        from aoai_usage_pipeline.reconcile import usage
+
         done = pipeline.ingest(days_of(context), told(context, pipeline))
         for date, result in done.items():
             context.add_asset_metadata(
@@ -70,7 +76,10 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
                 },
                 partition_key=str(date),
             )
-        return dg.MaterializeResult(metadata={"days_with_new_files": sum(result.files_read > 0 for result in done.values())})
+        metadata: dict[str, Any] = {"days_with_new_files": sum(result.files_read > 0 for result in done.values())}
+        if reasons := usage.quarantine_reasons(pipeline.lake, [result.manifest for result in done.values()], list(done)):
+            metadata["quarantined_by_reason"] = table_of(reasons)
+        return dg.MaterializeResult(metadata=metadata)
 
     @dg.multi_asset_check(
         specs=[dg.AssetCheckSpec(name, asset="raw_events", description=text) for name, text in _CHECKS.items()],
@@ -93,6 +102,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
             check_result("raw_events", "no_unreadable_files", ERROR, capture.unreadable_files(manifests, dates), "capture_date"),
             check_result("raw_events", "no_sequence_gaps", ERROR, capture.sequence_gaps(manifests, dates), "capture_date"),
             check_result("raw_events", "no_overlaps", WARN, capture.overlaps(manifests, dates), "capture_date"),
+            check_result("raw_events", "no_new_fields", WARN, capture.new_fields(manifests, dates), "capture_date"),
             check_result("raw_events", "no_quarantined_records", WARN, shown, "capture_date", quarantined),
         ]
         yield from report(context, results, [_BALANCED])
@@ -100,7 +110,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
     return raw_events, checks
 
 
-def build_sensor(ingest: Any, bill: Any, start_date: dt.date, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
+def build_sensor(ingest: Any, bill: Any, daily_run: Any, start_date: dt.date, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
     """The sensor `capture_files`: ingest what is new or changed, then bill again whatever became stale."""
 
     @dg.sensor(
@@ -117,8 +127,9 @@ def build_sensor(ingest: Any, bill: Any, start_date: dt.date, status: dg.Default
         stale = {day: input_digest for day, input_digest in pipeline.stale_usage_dates().items() if first[0] <= day <= first[1]}
         requests: list[dg.RunRequest] = []
         notes: list[str] = []
+        scheduled = in_flight(context.instance, daily_run.name)
         for job, wanted in ((ingest.name, changed), (bill.name, stale)):
-            running = _in_flight(context.instance, job)
+            running = in_flight(context.instance, job) | scheduled
             asked = state.asked.setdefault(job, {})
             due, given_up = _due(wanted, asked, running)
             for start, end in list(spans(due, SPAN_REACH))[: MAX_RUNS_PER_TICK - len(requests)]:
@@ -177,19 +188,28 @@ def _look(pipeline: Pipeline, state: _State, start_date: dt.date, today: dt.date
     return changed
 
 
-def _in_flight(instance: dg.DagsterInstance, job: str) -> set[dt.date]:
-    """The days that runs of a job which have not ended are working on."""
+def in_flight(instance: dg.DagsterInstance, job: str, now: Callable[[], float] = time.time) -> set[dt.date]:
+    """The days that runs of a job which have not ended are working on.
+
+    A run that was killed with its process says nothing any more and never ends by itself: it is reported as failed, which also frees its
+    place in the queue.
+    """
     statuses = [
         dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
         dg.DagsterRunStatus.CANCELING,
     ]  # fmt: skip
     days: set[dt.date] = set()
-    for run in instance.get_runs(dg.RunsFilter(job_name=job, statuses=statuses)):
-        if day := run.tags.get("dagster/partition"):
+    for record in instance.get_run_records(dg.RunsFilter(job_name=job, statuses=statuses)):
+        run = record.dagster_run
+        said = [event.timestamp for event in instance.get_records_for_run(run.run_id, limit=1, ascending=False).records]
+        heard = max([record.update_timestamp.timestamp(), *said])
+        if run.status != dg.DagsterRunStatus.QUEUED and heard < now() - SILENCE_SECONDS:
+            instance.report_run_failed(run, f"Nothing was heard of the run for {SILENCE_SECONDS // 60} minutes: its process is gone.")
+        elif day := run.tags.get("dagster/partition"):
             days.add(dt.date.fromisoformat(day))
         elif RANGE_START in run.tags:
-            first, last = (dt.date.fromisoformat(run.tags[tag]) for tag in (RANGE_START, RANGE_END))
-            days |= {first + dt.timedelta(n) for n in range((last - first).days + 1)}
+            first, last_day = (dt.date.fromisoformat(run.tags[tag]) for tag in (RANGE_START, RANGE_END))
+            days |= {first + dt.timedelta(n) for n in range((last_day - first).days + 1)}
     return days
 
 

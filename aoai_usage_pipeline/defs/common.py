@@ -68,6 +68,14 @@ def spans(days: Sequence[dt.date], reach: int = 1) -> Iterator[tuple[dt.date, dt
             start = i
 
 
+def table_of(rows: Sequence[Mapping[str, object]]) -> dg.TableMetadataValue:
+    """Rows of the same columns as a table in the UI."""
+    return dg.MetadataValue.table(
+        [dg.TableRecord({key: value if isinstance(value, int | str) else str(value) for key, value in row.items()}) for row in rows],
+        schema=dg.TableSchema(columns=[dg.TableColumn(key) for key in rows[0]]),
+    )
+
+
 def check_result(
     asset: str, name: str, severity: dg.AssetCheckSeverity, rows: Sequence[Mapping[str, object]], day_column: str, count: int | None = None
 ) -> dg.AssetCheckResult:
@@ -76,10 +84,7 @@ def check_result(
     metadata: dict[str, dg.MetadataValue] = {"offending": dg.MetadataValue.int(len(rows) if count is None else count)}
     if rows:
         metadata["days"] = dg.MetadataValue.text(", ".join(days))
-        metadata["rows"] = dg.MetadataValue.table(
-            [dg.TableRecord({key: value if isinstance(value, int | str) else str(value) for key, value in row.items()}) for row in rows],
-            schema=dg.TableSchema(columns=[dg.TableColumn(key) for key in rows[0]]),
-        )
+        metadata["rows"] = table_of(rows)
     return dg.AssetCheckResult(
         passed=not rows,
         asset_key=asset,

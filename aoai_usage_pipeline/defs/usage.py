@@ -13,6 +13,7 @@ _IDENTITIES = {
     _REQUESTS: "Every raw event of the day is an accepted request or a duplicate of one. A day that fails is held.",
     _TOKENS: "The tokens of the day's requests are exactly the tokens of its raw events without duplicates. A day that fails is held.",
 }
+_COVERAGE = {"token_coverage": "Enough of the successful calls reported their usage (AOAI_MIN_COVERAGE)."}
 _WARNINGS = {
     "no_conflicting_duplicates": ("Copies of a request agree on its usage.", "conflict", ("prompt_tokens", "completion_tokens", "copies")),
     "totals_add_up": (
@@ -24,6 +25,11 @@ _WARNINGS = {
         "Every meter with usage has a price.",
         "pricing_status = 'unpriced'",
         ("model", "model_version", "deployment_sku", "region", "service_tier"),
+    ),
+    "no_unattributed_usage": (
+        "Every request with usage has a record that says who called.",
+        "NOT attributed",
+        ("deployment", "prompt_tokens", "completion_tokens"),
     ),
     "no_unallocated_usage": ("Every request has an owner.", "cost_center = 'UNALLOCATED'", ("subscription_id", "product", "application")),
 }
@@ -54,7 +60,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
     @dg.multi_asset_check(
         specs=[
             dg.AssetCheckSpec(name, asset="enriched_usage", description=text)
-            for name, text in (_IDENTITIES | {name: text for name, (text, *_) in _WARNINGS.items()}).items()
+            for name, text in (_IDENTITIES | _COVERAGE | {name: text for name, (text, *_) in _WARNINGS.items()}).items()
         ],
         name="enriched_usage_checks",
         can_subset=True,
@@ -72,6 +78,8 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         for name, (_, condition, columns) in _WARNINGS.items():
             count, rows = usage.requests_where(lake, enrichment, days, condition, columns)
             results.append(check_result("enriched_usage", name, warn, rows, "usage_date", count))
+        low = usage.low_coverage(enrichment, lake, days, pipeline.settings.min_coverage)
+        results.append(check_result("enriched_usage", "token_coverage", warn, low, "usage_date"))
         yield from report(context, results, list(_IDENTITIES))
 
     return enriched_usage, checks

@@ -45,13 +45,18 @@ class FileEntry:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segment:
-    """One immutable Parquet file of raw events. `usage_dates` counts events and tokens of each usage date in it; tokens are prompt + completion."""
+    """One immutable Parquet file of raw events.
+
+    `usage_dates` counts events and tokens of each usage date in it; tokens are prompt + completion. `unknown_fields` are fields of events
+    that their contract does not know, by contract.
+    """
 
     name: str
     hour: int
     rows: int
     quarantined: int
     usage_dates: dict[str, tuple[int, int]]
+    unknown_fields: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

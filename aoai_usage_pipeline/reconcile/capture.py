@@ -49,6 +49,18 @@ def overlaps(manifests: Sequence[Manifest], dates: Sequence[dt.date]) -> list[Ro
     ]
 
 
+def new_fields(manifests: Sequence[Manifest], dates: Sequence[dt.date]) -> list[Row]:
+    """Fields of events that neither their contract nor any earlier capture date knows."""
+    wanted, seen = set(dates), set()
+    rows: list[Row] = []
+    for manifest in manifests:
+        found = {(contract, field) for segment in manifest.segments for contract, fields in segment.unknown_fields.items() for field in fields}
+        if manifest.capture_date in wanted:
+            rows += [{"capture_date": str(manifest.capture_date), "contract": contract, "field": field} for contract, field in sorted(found - seen)]
+        seen |= found
+    return rows
+
+
 def _files(manifests: Iterable[Manifest], dates: Sequence[dt.date]) -> Iterator[tuple[dt.date, FileEntry]]:
     wanted = set(dates)
     return ((m.capture_date, f) for m in manifests if m.capture_date in wanted for f in m.files)

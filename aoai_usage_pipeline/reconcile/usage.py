@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Sequence
+from decimal import Decimal
 
 from aoai_usage_pipeline.billing.days import DailyTables, Enrichment
 from aoai_usage_pipeline.lake import engine
@@ -114,6 +115,32 @@ def quarantined_records(lake: ObjectStore, manifests: Sequence[Manifest], dates:
                 select = f'SELECT reason, blob, partition_id, sequence_number, "offset", bytes FROM {engine.read_parquet(paths)} LIMIT {MAX_ROWS}'
                 rows += [dict(zip(names, (str(manifest.capture_date), *row), strict=True)) for row in db.execute(select).fetchall()]
     return sum(manifest.quarantined for manifest in mine), rows[:MAX_ROWS]
+
+
+def quarantine_reasons(lake: ObjectStore, manifests: Sequence[Manifest], dates: Sequence[dt.date]) -> list[Row]:
+    """How many bodies of the capture dates are quarantined for which kind of reason, with the coordinates of one of each."""
+    names = [str(manifest.quarantine) for manifest in manifests if manifest.capture_date in set(dates) and manifest.quarantine]
+    if not names:
+        return []
+    with engine.connect(lake.staging()) as db:
+        found = db.execute(
+            f"""SELECT reason_kind, contract, count(*), arg_min(e, e)
+            FROM (SELECT split_part(reason, ':', 1) AS reason_kind, contract, struct_pack(blob, partition_id, sequence_number, "offset") AS e
+                FROM {engine.read_parquet(lake.local_paths(names))})
+            GROUP BY ALL ORDER BY count(*) DESC, reason_kind, contract LIMIT {MAX_ROWS}"""
+        ).fetchall()
+    return [{"reason": kind, "contract": contract or "unknown", "count": count} | example for kind, contract, count, example in found]
+
+
+def low_coverage(enrichment: Enrichment, lake: ObjectStore, days: Sequence[dt.date], minimum: Decimal) -> list[Row]:
+    """Days on which too few of the successful calls reported their usage."""
+    paths = enrichment.quality.paths(list(days))
+    if not paths:
+        return []
+    with engine.connect(lake.staging()) as db:
+        select = f"SELECT usage_date, coverage FROM {engine.read_parquet(paths)} WHERE coverage < CAST(? AS DECIMAL(9,6)) ORDER BY 1"
+        found = db.execute(select, [str(minimum)]).fetchall()
+    return [{"usage_date": str(day), "coverage": str(coverage), "minimum": str(minimum)} for day, coverage in found]
 
 
 def _sum_by_day(lake: ObjectStore, table: Days, expression: str, days: Sequence[dt.date]) -> dict[dt.date, object]:

@@ -209,16 +209,28 @@ def _conflicts(spec: _Spec, rows: list[Row]) -> Iterator[str]:
             first = seen.setdefault(row.values[spec.unique], row.line)
             if first != row.line:
                 yield f"line {row.line}, column {spec.unique}: {row.values[spec.unique]!r} is also in line {first}"
-    groups: dict[tuple[object, int], list[Row]] = {}
+    groups: dict[tuple[object, int], dict[tuple[str, ...], list[Row]]] = {}
     for row in rows:
-        exact = sum(row.values[name] is not None for name in spec.matches)
-        groups.setdefault((row.values.get("meter"), exact), []).append(row)
-    for group in groups.values():
-        for first, second in itertools.combinations(group, 2):
-            if _overlap(first, second) and all(
-                first.values[name] is None or second.values[name] is None or first.values[name] == second.values[name] for name in spec.matches
-            ):
-                yield f"line {second.line} ties with line {first.line}: both can match the same event in the same period equally well"
+        exact = tuple(name for name in spec.matches if row.values[name] is not None)
+        groups.setdefault((row.values.get("meter"), len(exact)), {}).setdefault(exact, []).append(row)
+    ties: dict[int, int] = {}
+    for patterns in groups.values():
+        for first, second in itertools.combinations_with_replacement(patterns, 2):
+            shared = [name for name in first if name in second]
+            alike: dict[tuple[str | None, ...], list[Row]] = {}
+            for row in patterns[first]:
+                alike.setdefault(tuple(row.values[name] for name in shared), []).append(row)
+            for row in patterns[second]:
+                for other in alike.get(tuple(row.values[name] for name in shared), ()):
+                    if other is not row and _overlap(other, row):
+                        earlier, later = sorted((other.line, row.line))
+                        ties[later] = min(earlier, ties.get(later, earlier))
+                        break
+    for later, earlier in sorted(ties.items()):
+        yield (
+            f"line {later} ties with line {earlier}: both can match the same event in the same period equally well; "
+            "make one of them more exact, or end its period"
+        )
 
 
 def _overlap(first: Row, second: Row) -> bool:

@@ -22,6 +22,7 @@ TEXT_COLUMNS = {
     "status_code": "HTTP status of the response",
     "end_user": "keyed hash of the end user",
     "service": "openai, or the other service that was called",
+    "details": "what else a price or a person may need, as JSON",
     "part": "usage or identity, where the record is one half of a request",
 }
 COUNT_COLUMNS = (
@@ -44,15 +45,16 @@ COUNT_COLUMNS = (
 class Contract:
     """One kind of event body, in DuckDB SQL over the parsed body `e` (every leaf of `shape` is text, absent ones are NULL).
 
-    `marker` is text that every body of the contract contains, to avoid parsing the others. `matches` says whether a parsed body is of the
+    Every body of the contract contains one of the texts `markers`, which avoids parsing the others. `matches` says whether a parsed body is of the
     contract. `fields` gives text columns; missing ones are NULL. Counts come from `counts`, or from `usage`, the JSON text of an OpenAI
     usage object; `response` is the text of a whole answer of Azure OpenAI, whose parts the other expressions then have as `a` (see
-    `answers.SHAPE`). `placeholder` says that the counts stand for missing usage. Of a body that the gateway cut off everything before the
+    `answers.SHAPE`). `placeholder` says that the counts stand for missing usage. `ignores` are fields that are known and
+    not read; any other field is reported as new. Of a body that the gateway cut off everything before the
     key `truncated_at` is read. `billable` is false for a record that is no request of its own and is kept as evidence only.
     """
 
     name: str
-    marker: str
+    markers: tuple[str, ...]
     shape: Mapping[str, object]
     matches: str
     fields: Mapping[str, str]
@@ -60,6 +62,7 @@ class Contract:
     response: str | None = None
     counts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     placeholder: str = "false"
+    ignores: tuple[str, ...] = ()
     truncated_at: str | None = None
     billable: bool = True
 

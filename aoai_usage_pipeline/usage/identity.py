@@ -40,6 +40,7 @@ COMPLETED = (
     "service_tier",
     "status_code",
     "end_user",
+    "details",
 )
 """What the canonical copy of a request takes from its other copies where it does not say it itself."""
 

@@ -60,6 +60,8 @@ CREATE OR REPLACE TEMP MACRO token_count(t) AS CASE
     WHEN CAST(TRY_CAST(t AS UBIGINT) AS VARCHAR) = t AND length(t) <= 18 THEN CAST(t AS BIGINT)
     WHEN regexp_full_match(t, '\\s*[0-9]{1,18}(\\.0+)?\\s*') THEN CAST(split_part(trim(t), '.', 1) AS BIGINT)
     ELSE -1 END;
+-- without e-mail and IP addresses
+CREATE OR REPLACE TEMP MACRO redacted(t) AS regexp_replace(t, '[^\\s"<>@]+@[^\\s"<>@]+|\\b(?:[0-9]{1,3}\\.){3}[0-9]{1,3}\\b', '<redacted>', 'g');
 -- what stands before a key of a body that was cut off, closed again
 CREATE OR REPLACE TEMP MACRO before_key(body, key) AS rtrim(split_part(body, '"' || key || '"', 1), ', \t\r\n') || '}';
 """
@@ -78,25 +80,25 @@ def prepare(db: duckdb.DuckDBPyConnection, hash_key: bytes) -> None:
 
 
 def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> str:
-    """A SELECT giving `file` and what of `RAW_EVENTS` does not follow from the file, one row per row of `source`.
+    """A SELECT giving `file`, what of `RAW_EVENTS` does not follow from the file, and `unknown_fields`, one row per row of `source`.
 
     `source` has file, partition (its full name), window_start, sequence_number, offset, enqueued_text, body (text, NULL for a null body),
-    head (the body's first bytes), valid (whether the body was UTF-8), bytes, record_index and body_hash. `prepare` must have been called.
-    A usage date must lie between `start_date` and the day after `today`.
+    head (the body's first bytes), valid (whether the body was UTF-8), bytes, record_index, body_hash and sampled (whether to look for
+    unknown fields). `prepare` must have been called. A usage date must lie between `start_date` and the day after `today`.
     """
     known = contracts()
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
     # a body is parsed for the contract whose marker comes first in it, and for every other one only where that recognises nothing
-    markers = literal("|".join(re.escape(c.marker) for c in known))
-    parsed = ",\n    ".join(f"CASE WHEN marker = {literal(c.marker)} THEN {_parse(c)} END AS e_{c.name}" for c in known)
+    markers = literal("|".join(re.escape(marker) for c in known for marker in c.markers))
+    parsed = ",\n    ".join(f"CASE WHEN marker IN ({_markers(c)}) THEN {_parse(c, 'body')} END AS e_{c.name}" for c in known)
     parsed_again = ",\n    ".join(
-        f"CASE WHEN first_contract IS NOT NULL THEN e_{c.name} WHEN contains(body, {literal(c.marker)}) THEN {_parse(c)} END AS e_{c.name}"
-        for c in known
+        f"CASE WHEN first_contract IS NOT NULL THEN e_{c.name} WHEN {_contains(c)} THEN {_parse_again(c)} END AS e_{c.name}" for c in known
     )
     contract = " ".join(f"WHEN e_{c.name} IS NOT NULL AND ({_over(c, c.matches)}) THEN {literal(c.name)}" for c in known)
     answered = " ".join(f"WHEN {literal(c.name)} THEN answer({_over(c, c.response)})" for c in known if c.response) or "WHEN '' THEN NULL"
     fields = "\n        ".join(f"WHEN {literal(c.name)} THEN {_fields(c)}" for c in known)
-    guess = " ".join(f"WHEN {literal(c.marker)} THEN {literal(c.name)}" for c in known)
+    guess = " ".join(f"WHEN {literal(marker)} THEN {literal(c.name)}" for c in known for marker in c.markers)
+    known_fields = " ".join(f"WHEN {literal(c.name)} THEN [{', '.join(literal(f) for f in (*c.shape, *c.ignores))}]" for c in known)
     evidence = ", ".join(literal(c.name) for c in known if not c.billable) or "''"
     reported = ",\n    ".join(f"coalesce(f.r_{column}, {_USAGE_COUNTS.get(column, 'NULL')}) AS t_{column}" for column in COUNT_COLUMNS)
     counts = ",\n    ".join(f"token_count(t_{column}) AS {column}" for column in COUNT_COLUMNS)
@@ -112,8 +114,10 @@ WITH marked AS (
     FROM marked
 ), recognised AS (
     SELECT *, CASE {contract} END AS first_contract FROM parsed
+), mended AS (
+    SELECT *, CASE WHEN first_contract IS NULL THEN mended(body) END AS mended_body FROM recognised
 ), parsed_again AS (
-    SELECT * REPLACE ({parsed_again}) FROM recognised
+    SELECT * REPLACE ({parsed_again}) FROM mended
 ), recognised_again AS (
     SELECT *, CASE WHEN first_contract IS NOT NULL THEN first_contract ELSE CASE {contract} END END AS contract FROM parsed_again
 ), answered AS (
@@ -123,7 +127,7 @@ WITH marked AS (
     CASE contract
         {fields}
     END AS f,
-    CASE WHEN contract IS NOT NULL AND bytes >= {TRUNCATED_BYTES} THEN NOT json_valid(mended(body)) ELSE false END AS is_cut
+    CASE WHEN contract IS NOT NULL AND bytes >= {TRUNCATED_BYTES} AND first_contract IS NULL THEN NOT json_valid(mended_body) ELSE false END AS is_cut
     FROM answered
 ), usage AS (
     SELECT *, f.usage_text AS usage_text,
@@ -163,6 +167,9 @@ WITH marked AS (
 ), own AS (
     SELECT *, CASE
         WHEN second_reading BETWEEN greatest(enqueued_at - tolerance, {earliest}) AND enqueued_at + INTERVAL 1 DAY THEN second_reading
+        -- an event that is months late is more likely one whose day comes first
+        WHEN second_reading > first_reading AND first_reading < enqueued_at - INTERVAL 60 DAY AND NOT regexp_matches(time_text, '[AP]M$')
+            AND second_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN second_reading
         WHEN first_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN first_reading
         WHEN first_reading IS NULL AND second_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN second_reading
         END AS own_time
@@ -189,7 +196,7 @@ WITH marked AS (
             WHEN bytes >= {TRUNCATED_BYTES} AND marker <> '' AND NOT json_valid(body) THEN 'truncated: request id and time were cut off'
             WHEN NOT json_valid(body) THEN 'invalid_json: the body is not JSON'
             WHEN json_type(body) <> 'OBJECT' THEN 'unknown_contract: the body is not a JSON object'
-            ELSE 'unknown_contract: top-level fields ' || left(array_to_string(list_sort(json_keys(body)), ', '), 200) END
+            ELSE 'unknown_contract: top-level fields ' || redacted(left(array_to_string(list_sort(json_keys(body)), ', '), 200)) END
         WHEN is_cut AND (request_id IS NULL OR time_text IS NULL) THEN 'truncated: request id and time were cut off'
         WHEN bad_count IS NOT NULL THEN bad_count
         WHEN usage_text IS NOT NULL AND usage_text <> 'null' AND no_usage_object THEN 'invalid_usage: the usage is not an object'
@@ -211,15 +218,19 @@ WITH marked AS (
         END AS reason
     FROM completed
 )
-SELECT file, {tables.select_list(columns)}
+SELECT file, unknown_fields, {tables.select_list(columns)}
 FROM (
     SELECT * REPLACE (
         coalesce(nullif(trim(request_id), ''), partition || '/' || sequence_number || coalesce('/' || record_index, '')) AS request_id,
         coalesce(contract, CASE marker {guess} END) AS contract,
+        redacted(details) AS details,
         coalesce(service, 'openai') AS service,
         CASE lower(service_tier) WHEN 'standard' THEN 'default' ELSE nullif(lower(service_tier), '') END AS service_tier
     ),
     CASE WHEN reason IS NULL AND contract NOT IN ({evidence}) THEN CAST(resolved_time AS DATE) END AS usage_date,
+    CASE WHEN sampled AND reason IS NULL
+        THEN list_transform(list_filter(TRY(json_keys(body)), lambda field: NOT list_contains(CASE contract {known_fields} END, field)),
+            lambda field: redacted(field)) END AS unknown_fields,
     CASE WHEN reason IS NULL THEN resolved_time END AS event_time,
     CASE WHEN coalesce(prompt_tokens, completion_tokens, images, audio_seconds) IS NOT NULL THEN 'reported' END AS usage_source,
     CASE WHEN reason IS NOT NULL THEN coalesce(body_hash, sha256(body)) END AS body_sha256
@@ -228,12 +239,24 @@ FROM (
 """
 
 
-def _parse(contract: Contract) -> str:
-    shape = literal(contract.shape_json)
-    cut = ""
-    if contract.truncated_at:
-        cut = f", CASE WHEN bytes >= {TRUNCATED_BYTES} THEN TRY(json_transform(before_key(body, {literal(contract.truncated_at)}), {shape})) END"
-    return f"coalesce(TRY(json_transform(body, {shape})), TRY(json_transform(mended(body), {shape})){cut})"
+def _markers(contract: Contract) -> str:
+    return ", ".join(literal(marker) for marker in contract.markers)
+
+
+def _contains(contract: Contract) -> str:
+    return " OR ".join(f"contains(body, {literal(marker)})" for marker in contract.markers)
+
+
+def _parse(contract: Contract, text: str) -> str:
+    return f"TRY(json_transform({text}, {literal(contract.shape_json)}))"
+
+
+def _parse_again(contract: Contract) -> str:
+    """SQL: a body parsed without what made it invalid, or up to where it was cut off."""
+    if not contract.truncated_at:
+        return _parse(contract, "mended_body")
+    cut = _parse(contract, f"before_key(body, {literal(contract.truncated_at)})")
+    return f"coalesce({_parse(contract, 'mended_body')}, CASE WHEN bytes >= {TRUNCATED_BYTES} THEN {cut} END)"
 
 
 def _over(contract: Contract, expression: str | None) -> str:

@@ -25,6 +25,7 @@ from aoai_usage_pipeline.usage import envelope
 from aoai_usage_pipeline.usage.normalize import keyed_hash, prepare, raw_events_select
 
 _STREAM_ROWS = 20_000
+_FIELDS_TOLD = 50
 _EMPTY = tables.empty_select(tables.RAW_EVENTS)
 _DICTIONARY_COLUMNS = [c.name for c in tables.RAW_EVENTS if c.type == "VARCHAR" and c.name not in ("request_id", "offset")]
 
@@ -175,7 +176,7 @@ class Ingest:
         content = sorted((read.file.object.name, read.content) for read in reads if read.records)
         name = f"{folder(date)}hour={hour:02}/{engine.digest(self.reader, content)}.parquet"
         self._write_named(name, staged)
-        return Segment(name, hour, len(events), int((~parsed).sum()), usage_dates)
+        return Segment(name, hour, len(events), int((~parsed).sum()), usage_dates, _unknown_fields(events))
 
     def _commit(self, db: duckdb.DuckDBPyConnection, work: "_Work", reads: list[_Read], written: dict[int, Segment]) -> Ingested | Unbalanced:
         """Replace the date's manifest by one that names the new segments; a run that is killed before leaves only unreferenced files."""
@@ -243,6 +244,15 @@ def _segment(name: str, hour: int, counts: dict[str | None, tuple[int, int]]) ->
     usage_dates = {day: count for day, count in sorted(counts.items(), key=str) if day}
     rows = sum(events for events, _ in counts.values())
     return Segment(name, hour, rows, rows - sum(events for events, _ in usage_dates.values()), usage_dates)
+
+
+def _unknown_fields(events: pa.Table) -> dict[str, list[str]]:
+    """The fields that contracts did not know, by contract."""
+    found: dict[str, set[str]] = {}
+    news = events.filter(pc.greater(pc.list_value_length(events["unknown_fields"]), 0))
+    for contract, fields in zip(news["contract"].to_pylist(), news["unknown_fields"].to_pylist(), strict=True):
+        found.setdefault(contract, set()).update(fields)
+    return {contract: sorted(fields)[:_FIELDS_TOLD] for contract, fields in sorted(found.items())}
 
 
 def _by_hour(events: Iterable[pa.RecordBatch], ends: np.ndarray) -> Iterator[tuple[int, pa.Table]]:

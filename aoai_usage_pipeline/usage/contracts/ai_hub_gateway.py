@@ -13,7 +13,7 @@ def _known(field: str) -> str:
 
 CONTRACT = Contract(
     name="ai_hub_gateway",
-    marker='"subscriptionId"',
+    markers=('"subscriptionId"', '"appId"'),
     shape={
         "id": "VARCHAR",
         "timestamp": "VARCHAR",
@@ -30,8 +30,10 @@ CONTRACT = Contract(
         "totalTokens": "VARCHAR",
         "cachedTokens": "VARCHAR",
         "audioTokens": "VARCHAR",
+        "appSubscriptionKey": "VARCHAR",
     },
-    matches="(e.timestamp IS NOT NULL OR e.promptTokens IS NOT NULL) AND (e.subscriptionId IS NOT NULL OR e.appId IS NOT NULL)",
+    matches="(e.timestamp IS NOT NULL OR e.promptTokens IS NOT NULL) AND (e.subscriptionId IS NOT NULL OR e.appId IS NOT NULL) "
+    "AND e.appSubscriptionKey IS NULL",
     fields={
         "request_id": _known("id"),
         "event_time": "e.timestamp",
@@ -42,6 +44,7 @@ CONTRACT = Contract(
         "operation": _known("operationName"),
         "deployment": _known("deploymentName"),
         "reported_model": _known("model"),
+        "service": "CASE WHEN e.targetService LIKE 'AI-%' THEN lower(e.targetService) END",
     },
     counts={
         "prompt_tokens": "e.promptTokens",
@@ -51,4 +54,8 @@ CONTRACT = Contract(
         "audio_prompt_tokens": "e.audioTokens",
     },
     placeholder="coalesce(e.targetService, 'NA') <> 'list' AND e.promptTokens = '1' AND e.responseTokens = '0' AND e.totalTokens = '1'",
-)
+    ignores=(
+        "gatewayRegion", "aiGatewayId", "RequestIp", "sessionId", "endUserId", "backendId", "routeLocation", "routeName",
+        "EventProcessedUtcTime", "PartitionId", "EventEnqueuedUtcTime", "customDimension1", "customDimension2",
+    ),
+)  # fmt: skip

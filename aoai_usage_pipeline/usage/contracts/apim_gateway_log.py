@@ -8,7 +8,7 @@ from aoai_usage_pipeline.usage.contract import Contract
 
 CONTRACT = Contract(
     name="apim_gateway_log",
-    marker='"gateway_log"',
+    markers=('"gateway_log"',),
     shape=dict.fromkeys(
         (
             "azure_monitor", "time", "correlationid", "servicename", "resourceid", "deploymentname", "apimsubscriptionid", "productid",

@@ -15,7 +15,7 @@ def _count(name: str) -> str:
 
 CONTRACT = Contract(
     name="apim_llm_log",
-    marker='"llm_log"',
+    markers=('"llm_log"',),
     shape=dict.fromkeys(
         (
             "azure_monitor", "time", "correlationid", "servicename", "resourceid", "deploymentname", "modelname", "prompttokens",

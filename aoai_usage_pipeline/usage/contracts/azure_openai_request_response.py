@@ -7,7 +7,7 @@ from aoai_usage_pipeline.usage.contract import Contract
 
 CONTRACT = Contract(
     name="azure_openai_request_response",
-    marker='"request_response"',
+    markers=('"request_response"',),
     shape=dict.fromkeys(("azure_monitor", "time", "correlationid", "resourceid", "modeldeploymentname", "modelname", "modelversion"), "VARCHAR"),
     matches="e.azure_monitor = 'request_response'",
     fields={

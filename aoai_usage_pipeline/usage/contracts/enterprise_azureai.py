@@ -7,7 +7,7 @@ from aoai_usage_pipeline.usage.contract import Contract
 
 CONTRACT = Contract(
     name="enterprise_azureai",
-    marker='"InputTokens"',
+    markers=('"InputTokens"',),
     shape=dict.fromkeys(("TimeGenerated", "Consumer", "Model", "ObjectType", "InputTokens", "OutputTokens", "TotalTokens"), "VARCHAR"),
     matches="e.TimeGenerated IS NOT NULL AND e.Consumer IS NOT NULL",
     fields={

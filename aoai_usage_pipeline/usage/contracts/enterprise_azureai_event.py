@@ -7,7 +7,7 @@ from aoai_usage_pipeline.usage.contract import Contract
 
 CONTRACT = Contract(
     name="enterprise_azureai_event",
-    marker='"appSubscriptionKey"',
+    markers=('"appSubscriptionKey"',),
     shape=dict.fromkeys(("timestamp", "appId", "appSubscriptionKey", "promptTokens", "responseTokens", "totalTokens"), "VARCHAR"),
     matches="e.timestamp IS NOT NULL AND e.appSubscriptionKey IS NOT NULL",
     fields={

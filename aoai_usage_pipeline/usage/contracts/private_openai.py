@@ -8,7 +8,7 @@ from aoai_usage_pipeline.usage.contract import Contract
 
 CONTRACT = Contract(
     name="private_openai",
-    marker='"appSubscriptionKey"',
+    markers=('"appSubscriptionKey"',),
     shape={"eventTime": "VARCHAR", "apiOperation": "VARCHAR", "appSubscriptionKey": "VARCHAR", "response": "VARCHAR"},
     matches="e.eventTime IS NOT NULL AND e.appSubscriptionKey IS NOT NULL",
     fields={
@@ -23,4 +23,5 @@ CONTRACT = Contract(
     response="e.response",
     usage="a.usage",
     counts={"images": "a.images"},
+    ignores=("request",),
 )

@@ -8,7 +8,7 @@ from aoai_usage_pipeline.usage.contract import Contract
 
 CONTRACT = Contract(
     name="seed_policy",
-    marker='"SubscriptionId"',
+    markers=('"SubscriptionId"',),
     shape={
         "SubscriptionId": "VARCHAR",
         "EventTime": "VARCHAR",
@@ -26,5 +26,6 @@ CONTRACT = Contract(
         "operation": "e.OperationName",
     },
     usage="e.Tokens",
+    ignores=("RequestIp", "Prompt", "Response"),
     truncated_at="Prompt",
 )

@@ -1,0 +1,47 @@
+"""Contract v2: what this project's own API Management policy sends, so that pricing needs no guessing.
+
+`contract_v2.schema.json` beside this module defines it. The small fields that a bill needs come first and `content` last, so that a
+message cut off at 200 KB still bills. Prompts and answers are only sent when the policy's switch says so, and never stored. Ids are
+hashed by the sender; the end user's is hashed once more with this installation's key.
+"""
+
+from aoai_usage_pipeline.usage.contract import Contract
+
+_DETAILS = (
+    "api", "backend", "requestedModel", "apiVersion", "stream", "spilloverFrom", "spilloverTo", "toolCalls", "imageSize", "imageQuality",
+    "requestBytes", "clientTag",
+)  # fmt: skip
+
+CONTRACT = Contract(
+    name="contract_v2",
+    markers=('"aoai-usage/2"',),
+    shape=dict.fromkeys(
+        (
+            "schema", "requestId", "time", "gateway", "subscriptionId", "product", "operation", "application", "endUser", "region", "deployment",
+            "model", "serviceTier", "status", "imageCount", "usage", *_DETAILS,
+        ),
+        "VARCHAR",
+    ),
+    matches="e.schema = 'aoai-usage/2'",
+    fields={
+        "request_id": "e.requestId",
+        "event_time": "e.time",
+        "gateway": "e.gateway",
+        "subscription_id": "e.subscriptionId",
+        "product": "e.product",
+        "application": "e.application",
+        "operation": "e.operation",
+        # a request that spilled over is billed at the deployment that served it
+        "deployment": "coalesce(nullif(e.spilloverTo, ''), e.deployment)",
+        "reported_model": "coalesce(nullif(e.model, ''), e.requestedModel)",
+        "service_tier": "e.serviceTier",
+        "reported_region": "e.region",
+        "status_code": "e.status",
+        "end_user": "keyed_hash(nullif(e.endUser, ''))",
+        "details": f"to_json(struct_pack({', '.join(f'{name} := e.{name}' for name in _DETAILS)}))",
+    },
+    usage="e.usage",
+    counts={"images": "e.imageCount"},
+    ignores=("content",),
+    truncated_at="content",
+)  # fmt: skip
