@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.lake.manifest import Manifests
     from aoai_usage_pipeline.reference import Reference
     from aoai_usage_pipeline.storage import ObjectStore
-    from aoai_usage_pipeline.usage.raw_events import Ingested
+    from aoai_usage_pipeline.usage.raw_events import Ingest, Ingested
 
 Progress = Callable[[int, int, str], None]
 
@@ -85,16 +85,24 @@ class Pipeline:
 
         return DailyTables(self.lake, enrichment or self.enrichment(), self.reference)
 
+    def reader(self) -> "Ingest":
+        """What brings capture dates of the lake up to their capture files."""
+        from aoai_usage_pipeline.usage.raw_events import Ingest
+
+        return Ingest(
+            self.capture, self.lake, self.manifests, self.names, self.settings.start_date, self.hash_key, self.settings.estimate_usage == "on"
+        )
+
     def ingest(self, dates: Sequence[dt.date], progress: Progress | None = None) -> "dict[dt.date, Ingested]":
         """Bring capture dates up to their capture files; a date that does not balance is held."""
         from aoai_usage_pipeline.lake.held import Held
-        from aoai_usage_pipeline.usage.raw_events import Ingest, Unbalanced
+        from aoai_usage_pipeline.usage.raw_events import Unbalanced
 
         self.reference()  # a bad file stops the run before anything is written
         held = Held(self.lake, "raw_events")
         before = set(held.reasons())
         done: dict[dt.date, Ingested] = {}
-        ingest = Ingest(self.capture, self.lake, self.manifests, self.names, self.settings.start_date, self.hash_key)
+        ingest = self.reader()
         for date, result in ingest.run(dates, progress or self.progress):
             if isinstance(result, Unbalanced):
                 held.hold(date, str(result), "")
@@ -140,9 +148,8 @@ class Pipeline:
         """Capture dates from `first` to `last` with new or changed capture files, with a digest of those."""
         from aoai_usage_pipeline.lake.engine import digest
         from aoai_usage_pipeline.lake.manifest import Manifest
-        from aoai_usage_pipeline.usage.raw_events import Ingest
 
-        ingest = Ingest(self.capture, self.lake, self.manifests, self.names, self.settings.start_date, self.hash_key)
+        ingest = self.reader()
         listed: dict[dt.date, list] = {}
         for file in self.names.files(self.capture, first, last):
             listed.setdefault(file.capture_date, []).append(file)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import importlib.util
 import os
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -26,6 +27,7 @@ class Settings:
     reference_dir: str = str(EXAMPLE_REFERENCE_DIR)
     start_date: dt.date = dt.date(2024, 1, 1)
     automation: str = "stopped"
+    estimate_usage: str = "off"
     min_coverage: Decimal = Decimal("0.95")
     hash_key: str | None = dataclasses.field(default=None, repr=False)
     storage_connection_string: str | None = dataclasses.field(default=None, repr=False)
@@ -51,6 +53,10 @@ class Settings:
                     values[field.name] = Decimal(-1)
                 if not 0 <= values[field.name] <= 1:  # type: ignore[operator]
                     raise SettingsError(f"AOAI_MIN_COVERAGE is {text!r}: expected a share from 0 to 1, such as 0.95")
+            elif field.name == "estimate_usage" and text not in ("off", "on"):
+                raise SettingsError(f"AOAI_ESTIMATE_USAGE is {text!r}: expected 'off' or 'on'")
+            elif field.name == "estimate_usage" and text == "on" and not importlib.util.find_spec("bpe_openai"):
+                raise SettingsError("AOAI_ESTIMATE_USAGE is 'on', which needs the extra `estimate`: pip install 'aoai-usage-pipeline[estimate]'")
             elif field.name == "automation" and text not in ("stopped", "running"):
                 raise SettingsError(f"AOAI_AUTOMATION is {text!r}: expected 'stopped' or 'running'")
             else:

@@ -21,7 +21,6 @@ from aoai_usage_pipeline.definitions import build_defs
 from aoai_usage_pipeline.defs import capture as capture_defs
 from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest
 from aoai_usage_pipeline.pipeline import Pipeline
-from aoai_usage_pipeline.usage.raw_events import Ingest
 from aoai_usage_pipeline_tests.support import (
     DAY,
     PRICE_BOOK,
@@ -517,7 +516,7 @@ def test_a_tick_with_100_000_known_blobs_stays_quick(tmp_path: Path, instance: d
                 path.parent.mkdir(parents=True)
                 path.touch()
     # what ingesting them would have written
-    reader = Ingest(pipeline.capture, pipeline.lake, pipeline.manifests, pipeline.names, start, pipeline.hash_key).reader
+    reader = pipeline.reader().reader
     entries: dict[dt.date, list[FileEntry]] = {}
     for file in pipeline.names.files(pipeline.capture, start, TODAY.date()):
         hub, hour = f"{file.namespace}/{file.event_hub}", file.window_start.hour

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -224,3 +225,24 @@ def test_halves_in_any_order_over_any_files_and_days_give_the_same_bill(tmp_path
     assert bills[0] == bills[1]
     assert {row[1] for row in bills[0]} == {f"c{call}" for _, call in halves}
     assert len(bills[0]) == len({call for _, call in halves})
+
+
+def test_published_records_are_read(tmp_path):
+    published = json.loads((Path(__file__).parent / "data/azure_diagnostics.json").read_text())
+    at = dt.datetime(2024, 7, 2, 6, 31, 31)
+    pipeline = support.installation(tmp_path, start_date=dt.date(2024, 1, 1))
+    bodies = [envelope(published["GatewayLogs"]), envelope(*published["RequestResponse"]), json.dumps(published["ai_hub_gateway"]).encode()]
+    events = [Captured(body, at, number) for number, body in enumerate(bodies)]
+    support.put(tmp_path / "capture", support.blob_name(at), support.capture_file(events))
+    support.run_all(pipeline, dt.date(2024, 4, 1), at.date())
+    select = """SELECT contract, reported_model, deployment, prompt_tokens, completion_tokens, CAST(event_time AS VARCHAR)
+        FROM read_parquet(?) ORDER BY contract"""
+    with duckdb.connect() as db:
+        found = db.execute(
+            select, [pipeline.lake.local_paths(f"enriched_usage/usage_date={day}/data.parquet" for day in ("2024-05-24", "2024-07-02"))]
+        )
+        assert found.fetchall() == [
+            ("ai_hub_gateway", "gpt-35-turbo", "chat", 15000, 5000, "2024-05-24 14:45:56"),
+            ("apim_gateway_log", "gpt-35-turbo", "gpt-chat-pilot", 14, 8, "2024-07-02 06:31:31.44659"),
+        ]
+    assert rows(pipeline, "SELECT records, events, parsed, quarantined FROM capture_files") == [(3, 5, 5, 0)]

@@ -265,8 +265,13 @@ def test_a_text_of_10_mb_anywhere_is_read_or_quarantined(tmp_path, sample):
     long = "x" * 10_000_000
     extra = json.dumps({"long": long}).encode()[:-1]
     bodies = [extra + b", " + SAMPLES[sample][1:], SAMPLES[sample].replace(b'"gpt-4o', b'"' + long.encode(), 1), SAMPLES[sample] + long.encode()]
-    captured, counted = ledger(bill(tmp_path, bodies))
-    assert captured == counted >= 3
+    pipeline = bill(tmp_path, [*bodies, seed_event("good", NOON, chat(1, 1))])
+    captured, counted = ledger(pipeline)
+    assert captured == counted >= 4
+    assert rows(pipeline, "SELECT count(*) FROM quarantine WHERE reason LIKE 'too_large%' AND bytes > 10000000 AND length(body_sha256) = 64") >= [
+        (1,)
+    ]
+    assert rows(pipeline, "SELECT prompt_tokens FROM enriched_usage WHERE request_id = 'good'") == [(1,)]
 
 
 @pytest.mark.parametrize("name", ["prompt", "answer", "key", "ada@canary.example"])

@@ -20,6 +20,9 @@ from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
 TRUNCATED_BYTES = 190_000
 """API Management cuts an event at 200 KB; a body that is not JSON and at least this long was cut."""
 
+MAX_BODY_BYTES = 4 * 2**20
+"""A larger body is not looked into: a gateway sends 200 KB at the most, and Event Hubs takes 1 MB on every tier but dedicated clusters."""
+
 _FETCHES = 4
 _FETCH_FILES, _FETCH_BYTES, _AHEAD_BYTES = 16, 4 * 2**20, 64 * 2**20
 _FILES_TOLD, _SECONDS_TOLD = 1000, 30
@@ -46,7 +49,7 @@ SCHEMA = pa.schema(
     }
 )
 """The stream's columns; `file` is the place of the record's file in the list of files, `head` the body's first bytes. `record_index` is the
-place of a body that was one of several in its record, `body_hash` the SHA-256 of a body that is not text, and
+place of a body that was one of several in its record, `body_hash` the SHA-256 of a body that is not text or too large, and
 `sampled` marks the first bodies of a file and some of the others."""
 
 
@@ -249,7 +252,7 @@ def _bodies(content: bytes, fields: np.ndarray) -> tuple[pa.Array, pa.Array, pa.
         except pa.ArrowInvalid:
             pass
     bodies = [content[at : at + n] if n >= 0 else None for at, n in zip(start.tolist(), size.tolist(), strict=True)]
-    decoded = [None if body is None else _text(body) for body in bodies]
+    decoded = [None if body is None or len(body) > MAX_BODY_BYTES else _text(body) for body in bodies]
     broken = [body is not None and text is None for body, text in zip(bodies, decoded, strict=True)]
     hashes = [hashlib.sha256(body).hexdigest() if bad and body is not None else None for body, bad in zip(bodies, broken, strict=True)]
     return pa.array(decoded, pa.string_view()), pa.array([not bad for bad in broken]), pa.array(hashes, pa.string())

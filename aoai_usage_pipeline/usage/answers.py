@@ -27,7 +27,7 @@ def read(text: str) -> str:
 def _read(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     usages: dict[str, Any] = {}
-    for part in _parts(text):
+    for part in parts(text):
         kind = part.get("type")
         if isinstance(part.get("response"), dict) and (kind in _WRAPPED or "custom_id" in part):
             part = part["response"]
@@ -47,17 +47,17 @@ def _read(text: str) -> dict[str, Any]:
     return found
 
 
-def _parts(text: str) -> Iterator[dict[str, Any]]:
+def parts(text: str) -> Iterator[dict[str, Any]]:
     """The JSON objects of an answer: itself, the items of an array, the data of a stream's events or the lines of a file."""
     try:
         whole = _DECODER.decode(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         for line in text.splitlines():
             data = line.strip().removeprefix("data:").strip()
             if data.startswith("{"):
                 try:
                     part = _DECODER.decode(data)
-                except ValueError:
+                except (ValueError, RecursionError):
                     continue  # a stream that was cut off ends inside an event
                 yield part
         return

@@ -7,7 +7,6 @@ JSON text of one) merged in, prompts and answers left behind. Everything else ke
 import json
 import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from aoai_usage_pipeline.usage import answers
 
@@ -82,8 +81,7 @@ def _flat(record: Any, text: str) -> bytes:
             properties = {}
     names |= _lower(properties) if isinstance(properties, dict) else {}
     flat = {name: value for name, value in names.items() if name in _KEPT and not isinstance(value, dict | list)}
-    url = str(names.get("backendurl") or names.get("url") or "")
-    path = urlsplit(url).path if url.isprintable() else ""
+    path = str(names.get("backendurl") or names.get("url") or "").partition("?")[0]
     if kind == "gateway_log":
         flat["llm"] = bool(_LLM_PATH.search(path))
         if deployment := _DEPLOYMENT.search(path):

@@ -13,9 +13,9 @@ import re
 import duckdb
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.capture.records import TRUNCATED_BYTES
+from aoai_usage_pipeline.capture.records import MAX_BODY_BYTES, TRUNCATED_BYTES
 from aoai_usage_pipeline.lake.engine import literal
-from aoai_usage_pipeline.usage import answers
+from aoai_usage_pipeline.usage import answers, estimate
 from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS, TEXT_COLUMNS, Contract, contracts
 
 FILE_COLUMNS = ("blob", "namespace", "event_hub", "partition_id")
@@ -76,27 +76,29 @@ def prepare(db: duckdb.DuckDBPyConnection, hash_key: bytes) -> None:
     """Define what `raw_events_select` uses in a connection."""
     db.execute(_MACROS)
     db.create_function("answer", answers.read, ["VARCHAR"], "VARCHAR")
+    db.create_function("estimate", estimate.estimate, ["VARCHAR", "VARCHAR", "VARCHAR"], "VARCHAR", null_handling="special")
     db.create_function("keyed_hash", lambda text: keyed_hash(hash_key, text), ["VARCHAR"], "VARCHAR")
 
 
-def raw_events_select(source: str, *, start_date: dt.date, today: dt.date) -> str:
+def raw_events_select(source: str, *, start_date: dt.date, today: dt.date, estimated: bool) -> str:
     """A SELECT giving `file`, what of `RAW_EVENTS` does not follow from the file, and `unknown_fields`, one row per row of `source`.
 
     `source` has file, partition (its full name), window_start, sequence_number, offset, enqueued_text, body (text, NULL for a null body),
     head (the body's first bytes), valid (whether the body was UTF-8), bytes, record_index, body_hash and sampled (whether to look for
-    unknown fields). `prepare` must have been called. A usage date must lie between `start_date` and the day after `today`.
+    unknown fields). `prepare` must have been called. A usage date must lie between
+    `start_date` and the day after `today`. With `estimated`, usage that nobody reported is estimated from the text.
     """
     known = contracts()
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
     # a body is parsed for the contract whose marker comes first in it, and for every other one only where that recognises nothing
     markers = literal("|".join(re.escape(marker) for c in known for marker in c.markers))
-    parsed = ",\n    ".join(f"CASE WHEN marker IN ({_markers(c)}) THEN {_parse(c, 'body')} END AS e_{c.name}" for c in known)
+    parsed = ",\n    ".join(f"CASE WHEN marker IN ({_markers(c)}) THEN {_parse(c, 'body', estimated)} END AS e_{c.name}" for c in known)
     parsed_again = ",\n    ".join(
-        f"CASE WHEN first_contract IS NOT NULL THEN e_{c.name} WHEN {_contains(c)} THEN {_parse_again(c)} END AS e_{c.name}" for c in known
+        f"CASE WHEN first_contract IS NOT NULL THEN e_{c.name} WHEN {_contains(c)} THEN {_parse_again(c, estimated)} END AS e_{c.name}" for c in known
     )
     contract = " ".join(f"WHEN e_{c.name} IS NOT NULL AND ({_over(c, c.matches)}) THEN {literal(c.name)}" for c in known)
     answered = " ".join(f"WHEN {literal(c.name)} THEN answer({_over(c, c.response)})" for c in known if c.response) or "WHEN '' THEN NULL"
-    fields = "\n        ".join(f"WHEN {literal(c.name)} THEN {_fields(c)}" for c in known)
+    fields = "\n        ".join(f"WHEN {literal(c.name)} THEN {_fields(c, estimated)}" for c in known)
     guess = " ".join(f"WHEN {literal(marker)} THEN {literal(c.name)}" for c in known for marker in c.markers)
     known_fields = " ".join(f"WHEN {literal(c.name)} THEN [{', '.join(literal(f) for f in (*c.shape, *c.ignores))}]" for c in known)
     evidence = ", ".join(literal(c.name) for c in known if not c.billable) or "''"
@@ -130,8 +132,8 @@ WITH marked AS (
     CASE WHEN contract IS NOT NULL AND bytes >= {TRUNCATED_BYTES} AND first_contract IS NULL THEN NOT json_valid(mended_body) ELSE false END AS is_cut
     FROM answered
 ), usage AS (
-    SELECT *, f.usage_text AS usage_text,
-    CASE WHEN f.usage_text LIKE '{{%' THEN TRY(json_transform(f.usage_text, {literal(_USAGE_SHAPE)})) END AS u
+    SELECT *, coalesce(f.estimate, f.usage_text) AS usage_text, f.estimate IS NOT NULL AS estimated,
+    CASE WHEN usage_text LIKE '{{%' THEN TRY(json_transform(usage_text, {literal(_USAGE_SHAPE)})) END AS u
     FROM fields
 ), details AS (
     SELECT *,
@@ -189,6 +191,7 @@ WITH marked AS (
     FROM own
 ), judged AS (
     SELECT *, CASE
+        WHEN bytes > {MAX_BODY_BYTES} THEN 'too_large: the body has more than {MAX_BODY_BYTES} bytes'
         WHEN NOT valid THEN 'not_utf8: the body is not UTF-8 text'
         WHEN body IS NULL THEN 'null_body: the record has no body'
         WHEN contract IS NULL THEN CASE
@@ -232,7 +235,8 @@ FROM (
         THEN list_transform(list_filter(TRY(json_keys(body)), lambda field: NOT list_contains(CASE contract {known_fields} END, field)),
             lambda field: redacted(field)) END AS unknown_fields,
     CASE WHEN reason IS NULL THEN resolved_time END AS event_time,
-    CASE WHEN coalesce(prompt_tokens, completion_tokens, images, audio_seconds) IS NOT NULL THEN 'reported' END AS usage_source,
+    CASE WHEN coalesce(prompt_tokens, completion_tokens, images, audio_seconds) IS NOT NULL
+        THEN CASE WHEN estimated THEN 'estimated' ELSE 'reported' END END AS usage_source,
     CASE WHEN reason IS NOT NULL THEN coalesce(body_hash, sha256(body)) END AS body_sha256
     FROM judged
 )
@@ -247,25 +251,29 @@ def _contains(contract: Contract) -> str:
     return " OR ".join(f"contains(body, {literal(marker)})" for marker in contract.markers)
 
 
-def _parse(contract: Contract, text: str) -> str:
-    return f"TRY(json_transform({text}, {literal(contract.shape_json)}))"
+def _parse(contract: Contract, text: str, with_texts: bool) -> str:
+    return f"TRY(json_transform({text}, {literal(contract.shape_json(with_texts=with_texts))}))"
 
 
-def _parse_again(contract: Contract) -> str:
+def _parse_again(contract: Contract, with_texts: bool) -> str:
     """SQL: a body parsed without what made it invalid, or up to where it was cut off."""
     if not contract.truncated_at:
-        return _parse(contract, "mended_body")
-    cut = _parse(contract, f"before_key(body, {literal(contract.truncated_at)})")
-    return f"coalesce({_parse(contract, 'mended_body')}, CASE WHEN bytes >= {TRUNCATED_BYTES} THEN {cut} END)"
+        return _parse(contract, "mended_body", with_texts)
+    cut = _parse(contract, f"before_key(body, {literal(contract.truncated_at)})", with_texts)
+    return f"coalesce({_parse(contract, 'mended_body', with_texts)}, CASE WHEN bytes >= {TRUNCATED_BYTES} THEN {cut} END)"
 
 
 def _over(contract: Contract, expression: str | None) -> str:
     return re.sub(r"\be\.", f"e_{contract.name}.", expression or "NULL")
 
 
-def _fields(contract: Contract) -> str:
+def _fields(contract: Contract, estimated: bool) -> str:
     """SQL: one struct with everything that a contract says of an event, the same shape for every contract."""
     texts = {column: contract.fields.get(column) for column in TEXT_COLUMNS}
-    texts |= {f"r_{column}": contract.counts.get(column) for column in COUNT_COLUMNS} | {"usage_text": contract.usage}
+    texts |= {f"r_{column}": contract.counts.get(column) for column in COUNT_COLUMNS} | {"usage_text": contract.usage, "estimate": None}
+    if estimated and contract.answer_text:
+        model = contract.fields.get("reported_model", "''")
+        call = f"estimate(coalesce(e.{contract.request_text}, ''), coalesce(e.{contract.answer_text}, ''), {model})"
+        texts["estimate"] = f"CASE WHEN coalesce({contract.usage}, 'null') = 'null' THEN {call} END"
     parts = [f"{name} := CAST({_over(contract, sql)} AS VARCHAR)" for name, sql in texts.items()]
     return f"struct_pack({', '.join(parts)}, placeholder := {_over(contract, contract.placeholder)})"

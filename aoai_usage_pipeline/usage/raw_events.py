@@ -70,11 +70,18 @@ class Ingest:
     """Brings capture dates of the lake up to the capture files of a store."""
 
     def __init__(
-        self, capture: ObjectStore, lake: ObjectStore, manifests: Manifests, names: NameFormat, start_date: dt.date, hash_key: bytes
+        self,
+        capture: ObjectStore,
+        lake: ObjectStore,
+        manifests: Manifests,
+        names: NameFormat,
+        start_date: dt.date,
+        hash_key: bytes,
+        estimated: bool,
     ) -> None:
         self._capture, self._lake, self._manifests, self._names, self._start_date = capture, lake, manifests, names, start_date
-        self._hash_key = hash_key
-        self.reader = engine.digest(engine.code_digest("capture", "usage"), start_date, keyed_hash(hash_key, "reader"))
+        self._hash_key, self._estimated = hash_key, estimated
+        self.reader = engine.digest(engine.code_digest("capture", "usage"), start_date, keyed_hash(hash_key, "reader"), estimated)
 
     def changed(self, files: Iterable[CaptureFile], manifest: Manifest) -> dict[int, list[CaptureFile]]:
         """The hours of a capture date whose set of (blob, ETag) differs from the manifest's, with the files they have now.
@@ -149,7 +156,7 @@ class Ingest:
         db.execute("SET preserve_insertion_order = true")
         db.register("records", pa.RecordBatchReader.from_batches(records.SCHEMA, records.batches(self._capture, reads, envelope, progress)))
         today = dt.datetime.now(dt.UTC).date()
-        return db.sql(raw_events_select("records", start_date=self._start_date, today=today)).to_arrow_reader(_STREAM_ROWS)
+        return db.sql(raw_events_select("records", start_date=self._start_date, today=today, estimated=self._estimated)).to_arrow_reader(_STREAM_ROWS)
 
     def _write_segment(self, date: dt.date, hour: int, events: pa.Table, reads: list[_Read]) -> Segment:
         """Write an hour's events, count them per file, and per usage date with their tokens."""

@@ -23,5 +23,7 @@ CONTRACT = Contract(
     response="e.response",
     usage="a.usage",
     counts={"images": "a.images"},
+    request_text="request",
+    answer_text="response",
     ignores=("request",),
 )

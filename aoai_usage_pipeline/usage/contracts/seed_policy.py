@@ -26,6 +26,8 @@ CONTRACT = Contract(
         "operation": "e.OperationName",
     },
     usage="e.Tokens",
+    request_text="Prompt",
+    answer_text="Response",
     ignores=("RequestIp", "Prompt", "Response"),
     truncated_at="Prompt",
 )
