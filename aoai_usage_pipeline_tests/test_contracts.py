@@ -11,6 +11,7 @@ import duckdb
 import pytest
 
 from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline_tests import support
 from aoai_usage_pipeline_tests.support import CHAT, Captured, chat, hub_event, rows, seed_event
@@ -38,7 +39,8 @@ def ingest(root: Path, *events: Event, **settings: Any) -> list[dict[str, Any]]:
     paths = pipeline.lake.local_paths(segment.name for manifest in pipeline.manifests.all() for segment in manifest.segments)
     columns = tables.names(tables.RAW_EVENTS)
     quoted = ", ".join(f'"{column}"' for column in columns)
-    found = duckdb.execute(f"SELECT {quoted} FROM read_parquet(?) ORDER BY sequence_number", [paths]).fetchall()
+    source = engine.read_parquet(paths, tables.empty_select(tables.RAW_EVENTS))
+    found = duckdb.execute(f"SELECT {quoted} FROM {source} ORDER BY sequence_number").fetchall()
     assert len(found) == len(events)
     return [dict(zip(columns, row, strict=True)) for row in found]
 

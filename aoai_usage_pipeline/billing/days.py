@@ -222,10 +222,11 @@ class Enrichment(_Stage):
                 long_context_tokens=match.LONG_CONTEXT_TOKENS,
             )
         )
-        db.execute(engine.sql_file("billing", "enriched_usage.sql").format(**_meter_sql()))
-        return self._unbalanced(db, segments)
+        meters = _meters_in_use(db)
+        db.execute(engine.sql_file("billing", "enriched_usage.sql").format(**_meter_sql(meters)))
+        return self._unbalanced(db, segments, meters)
 
-    def _unbalanced(self, db: duckdb.DuckDBPyConnection, segments: dict[dt.date, list[Segment]]) -> dict[dt.date, str]:
+    def _unbalanced(self, db: duckdb.DuckDBPyConnection, segments: dict[dt.date, list[Segment]], meters: Sequence[str]) -> dict[dt.date, str]:
         """The days that cannot be made: the lake does not hold what was ingested, or a model is priced in several currencies."""
         raw = _by_day(db, f"SELECT usage_date, count(*), {tables.TOKENS} FROM events GROUP BY 1")
         kept = _by_day(db, f"SELECT usage_date, count(*), {tables.TOKENS} FROM accepted GROUP BY 1")
@@ -242,7 +243,7 @@ class Enrichment(_Stage):
         if suspects := db.execute(f"SELECT DISTINCT CAST(usage_date AS VARCHAR) FROM ({several})").fetchall():
             mixed = f"""SELECT usage_date, model, list(DISTINCT c ORDER BY c)
                 FROM (SELECT usage_date, model, unnest(used) AS c
-                    FROM (SELECT usage_date, model, list_distinct([{", ".join(_used_currencies().values())}]) AS used FROM enriched
+                    FROM (SELECT usage_date, model, list_distinct([{", ".join(_used_currencies(meters).values())}]) AS used FROM enriched
                         WHERE usage_date IN ({", ".join(f"DATE '{day}'" for (day,) in suspects)}))
                     WHERE len(used) > 1)
                 GROUP BY ALL"""
@@ -352,35 +353,42 @@ def _by_day(db: duckdb.DuckDBPyConnection, select: str) -> dict[dt.date, tuple[i
     return {day: tuple(rest) for day, *rest in db.execute(select).fetchall()}
 
 
-def _used_meters() -> dict[str, str]:
+def _meters_in_use(db: duckdb.DuckDBPyConnection) -> list[str]:
+    """The meters that any of the `events` may use: most gateways see neither audio nor images, and every meter costs time for every request."""
+    seen = ", ".join(f"coalesce(bool_or({column} > 0), false)" for column in match.METER_DETAILS.values())
+    [flags] = db.execute(f"SELECT {seen} FROM events").fetchall()
+    unused = {meter for meter, used in zip(match.METER_DETAILS, flags, strict=True) if not used}
+    return [meter for meter in match.METER_QUANTITIES if meter not in unused]
+
+
+def _used_meters(meters: Sequence[str]) -> dict[str, str]:
     """SQL: whether a request uses each meter."""
-    meters = list(match.METER_QUANTITIES)
     used = {m: f"(q_{m} > 0)" for m in meters}
     # a request of no tokens at all is judged by its input price
     used["input"] = f"(q_input > 0 OR ({_COUNTED} AND {' AND '.join(f'coalesce(q_{m}, 0) = 0' for m in meters)}))"
     return used
 
 
-def _used_currencies() -> dict[str, str]:
+def _used_currencies(meters: Sequence[str]) -> dict[str, str]:
     """SQL: the currency of each meter that a request uses, otherwise NULL."""
-    return {m: f"CASE WHEN {used} THEN m_{m}.currency END" for m, used in _used_meters().items()}
+    return {m: f"CASE WHEN {used} THEN m_{m}.currency END" for m, used in _used_meters(meters).items()}
 
 
-def _meter_sql() -> dict[str, object]:
+def _meter_sql(meters: Sequence[str]) -> dict[str, object]:
     """The parts of `enriched_usage.sql` that are repeated for each meter."""
-    meters, used, currency = list(match.METER_QUANTITIES), _used_meters(), _used_currencies()
+    used, currency = _used_meters(meters), _used_currencies(meters)
     charge = {m: f"CASE WHEN {used[m]} THEN CAST(q_{m} AS DECIMAL(18,0)) * m_{m}.token_price END" for m in meters}
     zero = "CAST(0 AS DECIMAL(38,15))"
     return {
         "match_deployments": match.match_deployments("combination"),
         "match_owners": match.match_owners("combination"),
-        "match_prices": match.match_prices("described"),
+        "match_prices": match.match_prices("described", meters),
         "rate_columns": ", ".join(
             f"any_value(struct_pack(token_price := r.token_price, currency := r.currency, status := r.pricing_status)) "
             f"FILTER (r.meter = '{m}') AS m_{m}"
             for m in meters
         ),
-        "quantity_columns": ", ".join(f"{sql} AS q_{m}" for m, sql in match.METER_QUANTITIES.items()),
+        "quantity_columns": ", ".join(f"{sql} AS q_{m}" for m, sql in match.METER_QUANTITIES.items() if m in used),
         "any_priced": " OR ".join(f"({used[m]} AND m_{m}.token_price IS NOT NULL)" for m in meters),
         "total_cost": " + ".join(f"coalesce({charge[m]}, {zero})" for m in meters),
         "currency": f"coalesce({', '.join(currency.values())})",

@@ -65,20 +65,21 @@ def _rows(db: duckdb.DuckDBPyConnection, prefix: str) -> dict[str, int]:
 
 def _build(db: duckdb.DuckDBPyConnection, lake: ObjectStore, manifests: Manifests) -> None:
     for table, columns in tables.PUBLISHED.items():
+        empty = tables.empty_select(columns)
         if table == "capture_files":
             db.register("rows_of_files", _capture_files(manifests))
             source = "rows_of_files"
         elif table == "quarantine":
             names = [manifest.quarantine for manifest in manifests.all() if manifest.quarantine]
-            source = engine.read_parquet(lake.local_paths(names)) if names else ""
+            source = engine.read_parquet(lake.local_paths(names), empty) if names else ""
         else:
             days = Days(lake, table)
             existing = days.existing()
             if table == "enriched_usage" and existing:
                 existing = [day for day in existing if day > existing[-1] - dt.timedelta(ENRICHED_DAYS)]
-            source = engine.read_parquet(days.paths(existing)) if existing else ""
+            source = engine.read_parquet(days.paths(existing), empty) if existing else ""
         order = "" if table == "enriched_usage" else " ORDER BY ALL"
-        select = f"SELECT {tables.select_list(columns)} FROM {source}{order}" if source else tables.empty_select(columns)
+        select = f"SELECT {tables.select_list(columns)} FROM {source}{order}" if source else empty
         db.execute(f"CREATE TABLE w.{table} AS {select}")
         for column in columns:
             db.execute(f'COMMENT ON COLUMN w.{table}."{column.name}" IS {engine.literal(column.description)}')

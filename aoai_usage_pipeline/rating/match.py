@@ -21,6 +21,17 @@ METER_QUANTITIES = {
 }
 """How many tokens of a request each meter counts. The meters are disjoint and add up to prompt + completion tokens."""
 
+METER_DETAILS = {
+    "cached_input": "cached_tokens",
+    "cache_write": "cache_write_tokens",
+    "audio_input": "audio_prompt_tokens",
+    "cached_audio_input": "cached_audio_tokens",
+    "image_input": "image_prompt_tokens",
+    "audio_output": "audio_completion_tokens",
+    "image_output": "image_completion_tokens",
+}
+"""The column without which a meter has no quantity; meters that are not named here may always have one."""
+
 LONG_CONTEXT_TOKENS = 272_000
 """Above this many prompt tokens a whole request is in the long context band of models that have one (Azure price list)."""
 
@@ -72,14 +83,14 @@ def match_owners(source: str) -> str:
     return _best("owner_of", source, "cost_centers", ("usage_date", *COST_CENTERS.matches), COST_CENTERS.matches, COST_CENTERS.gives)
 
 
-def match_prices(source: str) -> str:
-    """SQL: the table `rate_of`, for each distinct priced key of `source` and each meter the price row and the exact price of one token.
+def match_prices(source: str, meters: Sequence[str] = tuple(METER_QUANTITIES)) -> str:
+    """SQL: the table `rate_of`, for each distinct priced key of `source` and each of the meters the price row and the exact price of one token.
 
     Cached input without a row of its own is rated at the input row and has status `fallback`. `token_price` is unit price / unit tokens,
     by multiplication with a power of ten, so it is exact.
     """
-    meters = " UNION ALL ".join(f"SELECT '{meter}' AS meter" for meter in METER_QUANTITIES)
-    keyed = f"(SELECT s.*, m.meter FROM {source} AS s CROSS JOIN ({meters}) AS m)"
+    rows = " UNION ALL ".join(f"SELECT '{meter}' AS meter" for meter in meters)
+    keyed = f"(SELECT s.*, m.meter FROM {source} AS s CROSS JOIN ({rows}) AS m)"
     gives = ("price_id", "unit_price", "unit_tokens", "currency")
     best = _best("price_of", keyed, "price_book", ("usage_date", *PRICE_BOOK.matches, "meter"), PRICE_BOOK.matches, gives, "\nAND r.meter = k.meter")
     same = " AND ".join(f"i.{name} IS NOT DISTINCT FROM p.{name}" for name in ("usage_date", *PRICE_BOOK.matches))

@@ -9,8 +9,11 @@ any time from the segments.
 import contextlib
 import datetime as dt
 import json
+import uuid
 
 import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.lake import engine
@@ -110,7 +113,8 @@ class RequestDates:
             if name in existing:
                 continue
             try:
-                events = engine.read_parquet(self._lake.local_paths([segment.name for segment in manifest.segments]))
+                paths = self._lake.local_paths([segment.name for segment in manifest.segments])
+                events = engine.read_parquet(paths, tables.empty_select(tables.RAW_EVENTS))
                 select = f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL AND usage_date IS NOT NULL"
                 staged = engine.stage(db, self._lake.staging(), select)
             except (duckdb.Error, NotFound):
@@ -160,6 +164,14 @@ class RequestDates:
             SELECT request_id, dates, counts_on, copies, conflict, {", ".join(COMPLETED)}, attributed FROM together ORDER BY request_id"""
         ).fetchall()
         return {request_id: list(rest) for request_id, *rest in rows}
+
+
+def write_index(lake: ObjectStore, manifest: Manifest, requests: pa.Table) -> None:
+    """Keep the index of a capture date whose `request_hash` and `usage_date` are at hand, so that nobody reads its segments for it."""
+    staged = lake.staging() / f"{uuid.uuid4().hex}.parquet"
+    pq.write_table(requests, staged)
+    with contextlib.suppress(Changed):
+        lake.write(_index_name(manifest), staged, replacing=None)
 
 
 def _index_folder(manifest: Manifest) -> str:

@@ -81,7 +81,8 @@ def prepare(db: duckdb.DuckDBPyConnection, hash_key: bytes) -> None:
 
 
 def raw_events_select(source: str, *, start_date: dt.date, today: dt.date, estimated: bool) -> str:
-    """A SELECT giving `file`, what of `RAW_EVENTS` does not follow from the file, and `unknown_fields`, one row per row of `source`.
+    """A SELECT giving `file`, what of `RAW_EVENTS` does not follow from the file, `unknown_fields` and `request_hash`, one row
+    per row of `source`.
 
     `source` has file, partition (its full name), window_start, sequence_number, offset, enqueued_text, body (text, NULL for a null body),
     head (the body's first bytes), valid (whether the body was UTF-8), bytes, record_index, body_hash and sampled (whether to look for
@@ -92,6 +93,7 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date, estim
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
     # a body is parsed for the contract whose marker comes first in it, and for every other one only where that recognises nothing
     markers = literal("|".join(re.escape(marker) for c in known for marker in c.markers))
+    first_key = " ".join(f"WHEN starts_with(head, {literal('{' + marker)}) THEN {literal(marker)}" for c in known for marker in c.markers)
     parsed = ",\n    ".join(f"CASE WHEN marker IN ({_markers(c)}) THEN {_parse(c, 'body', estimated)} END AS e_{c.name}" for c in known)
     parsed_again = ",\n    ".join(
         f"CASE WHEN first_contract IS NOT NULL THEN e_{c.name} WHEN {_contains(c)} THEN {_parse_again(c, estimated)} END AS e_{c.name}" for c in known
@@ -108,7 +110,7 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date, estim
     earliest = f"TIMESTAMP '{start_date}'"
     return f"""
 WITH marked AS (
-    SELECT *, regexp_extract(head, {markers}) AS marker FROM {source}
+    SELECT *, CASE {first_key} ELSE regexp_extract(head, {markers}) END AS marker FROM {source}
 ), parsed AS (
     SELECT *,
     coalesce(month_first(plain_spaces(enqueued_text)), utc(enqueued_text), window_start) AS enqueued_at,
@@ -221,7 +223,7 @@ WITH marked AS (
         END AS reason
     FROM completed
 )
-SELECT file, unknown_fields, {tables.select_list(columns)}
+SELECT file, unknown_fields, hash(request_id) AS request_hash, {tables.select_list(columns)}
 FROM (
     SELECT * REPLACE (
         coalesce(nullif(trim(request_id), ''), partition || '/' || sequence_number || coalesce('/' || record_index, '')) AS request_id,
@@ -232,8 +234,8 @@ FROM (
     ),
     CASE WHEN reason IS NULL AND contract NOT IN ({evidence}) THEN CAST(resolved_time AS DATE) END AS usage_date,
     CASE WHEN sampled AND reason IS NULL
-        THEN list_transform(list_filter(TRY(json_keys(body)), lambda field: NOT list_contains(CASE contract {known_fields} END, field)),
-            lambda field: redacted(field)) END AS unknown_fields,
+        THEN nullif(list_transform(list_filter(TRY(json_keys(body)), lambda field: NOT list_contains(CASE contract {known_fields} END, field)),
+            lambda field: redacted(field)), []) END AS unknown_fields,
     CASE WHEN reason IS NULL THEN resolved_time END AS event_time,
     CASE WHEN coalesce(prompt_tokens, completion_tokens, images, audio_seconds) IS NOT NULL
         THEN CASE WHEN estimated THEN 'estimated' ELSE 'reported' END END AS usage_source,

@@ -22,6 +22,7 @@ from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest, Manifests, Segment, folder
 from aoai_usage_pipeline.storage import Changed, ObjectStore
 from aoai_usage_pipeline.usage import envelope
+from aoai_usage_pipeline.usage.identity import write_index
 from aoai_usage_pipeline.usage.normalize import keyed_hash, prepare, raw_events_select
 
 _STREAM_ROWS = 20_000
@@ -66,6 +67,14 @@ class _Work:
     hours: dict[int, list[CaptureFile]]
 
 
+@dataclasses.dataclass
+class _Written:
+    """What of a capture date was written in this run: its segments, and the requests in them."""
+
+    segments: dict[int, Segment] = dataclasses.field(default_factory=dict)
+    requests: list[pa.Table] = dataclasses.field(default_factory=list)
+
+
 class Ingest:
     """Brings capture dates of the lake up to the capture files of a store."""
 
@@ -108,9 +117,9 @@ class Ingest:
             return
         overtaken: list[dt.date] = []
         with engine.connect(self._lake.staging()) as db:
-            for work, reads, segments in self._written(db, changed, progress):
+            for work, reads, written in self._written(db, changed, progress):
                 try:
-                    yield work.date, self._commit(db.cursor(), work, reads, segments)
+                    yield work.date, self._commit(db.cursor(), work, reads, written)
                 except Changed:
                     overtaken.append(work.date)
         if overtaken:
@@ -130,7 +139,7 @@ class Ingest:
 
     def _written(
         self, db: duckdb.DuckDBPyConnection, works: "list[_Work]", progress: Callable[[int, int, str], None]
-    ) -> "Iterator[tuple[_Work, list[_Read], dict[int, Segment]]]":
+    ) -> "Iterator[tuple[_Work, list[_Read], _Written]]":
         """Read the changed hours of the dates, oldest first, and write their segments; gives each date when all of it is written."""
         numbers = itertools.count()
         hours = [
@@ -140,14 +149,15 @@ class Ingest:
         ]
         reads = {date: [read for *_, part in group for read in part] for date, group in itertools.groupby(hours, key=lambda hour: hour[0])}
         events = self._events(db, [read for part in reads.values() for read in part], progress)
-        written: dict[dt.date, dict[int, Segment]] = {work.date: {} for work in works}
+        written = {work.date: _Written() for work in works}
         waiting = collections.deque(works)
         for number, rows in _by_hour(events, np.cumsum([len(part) for *_, part in hours])):
             date, hour, part = hours[number]
             while waiting[0].date < date:
                 work = waiting.popleft()
                 yield work, reads[work.date], written[work.date]
-            written[date][hour] = self._write_segment(date, hour, rows, part)
+            written[date].segments[hour] = self._write_segment(date, hour, rows, part)
+            written[date].requests.append(rows.select(["request_hash", "usage_date"]).filter(pc.is_valid(rows["usage_date"])))
         yield from ((work, reads[work.date], written[work.date]) for work in waiting)
 
     def _events(self, db: duckdb.DuckDBPyConnection, reads: list[_Read], progress: Callable[[int, int, str], None]) -> pa.RecordBatchReader:
@@ -177,15 +187,17 @@ class Ingest:
         for column, values in origin.items():
             events = events.append_column(column, pa.DictionaryArray.from_arrays(pa.array(number, pa.int32()), pa.array(values)))
         staged = self._lake.staging() / f"{uuid.uuid4().hex}.parquet"
-        rows = events.select(tables.names(tables.RAW_EVENTS))
+        # a column that is NULL throughout is left out: half of them are, in the events of most gateways
+        names = [name for name in tables.names(tables.RAW_EVENTS) if events[name].null_count < len(events)]
+        dictionaries = [name for name in names if name in _DICTIONARY_COLUMNS]
         with pa.OSFile(str(staged), "wb") as file:
-            pq.write_table(rows, file, use_dictionary=_DICTIONARY_COLUMNS, write_statistics=["usage_date"], store_schema=False)
+            pq.write_table(events.select(names), file, use_dictionary=dictionaries, write_statistics=["usage_date"], store_schema=False)
         content = sorted((read.file.object.name, read.content) for read in reads if read.records)
         name = f"{folder(date)}hour={hour:02}/{engine.digest(self.reader, content)}.parquet"
         self._write_named(name, staged)
         return Segment(name, hour, len(events), int((~parsed).sum()), usage_dates, _unknown_fields(events))
 
-    def _commit(self, db: duckdb.DuckDBPyConnection, work: "_Work", reads: list[_Read], written: dict[int, Segment]) -> Ingested | Unbalanced:
+    def _commit(self, db: duckdb.DuckDBPyConnection, work: "_Work", reads: list[_Read], written: _Written) -> Ingested | Unbalanced:
         """Replace the date's manifest by one that names the new segments; a run that is killed before leaves only unreferenced files."""
         if wrong := [read for read in reads if read.events != sum(read.counts) or read.events < read.records]:
             return Unbalanced("; ".join(f"{r.file.object.name}: {r.events} captured, {sum(r.counts)} came out" for r in wrong))
@@ -194,7 +206,7 @@ class Ingest:
         vanished = [entry for entry in before.files if entry.hour in work.hours and entry.blob not in listed]
         segments = [segment for segment in before.segments if segment.hour not in work.hours]
         for hour in sorted(work.hours):
-            segment = written.get(hour)
+            segment = written.segments.get(hour)
             if kept := [entry for entry in vanished if entry.hour == hour and entry.records]:
                 old = [s.name for s in before.segments if s.hour == hour]
                 segment = self._keep(db, f"{folder(work.date)}hour={hour:02}/", hour, segment, kept, old)
@@ -209,6 +221,8 @@ class Ingest:
         if manifest.quarantined:
             manifest = dataclasses.replace(manifest, quarantine=self._write_quarantine(db, manifest))
         self._manifests.put(manifest, replacing=work.etag)
+        if manifest.segments and {s.name for s in manifest.segments} == {s.name for s in written.segments.values()}:
+            write_index(self._lake, manifest, pa.concat_tables(written.requests))
         self._collect(manifest, before)
         return Ingested(manifest, len(reads))
 
@@ -217,7 +231,7 @@ class Ingest:
         blobs = ", ".join(engine.literal(entry.blob) for entry in kept)
         rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths(old), _EMPTY)} WHERE blob IN ({blobs})"
         if segment:
-            rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths([segment.name]))} UNION ALL BY NAME {rows}"
+            rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths([segment.name]), _EMPTY)} UNION ALL BY NAME {rows}"
         counts = db.execute(f"SELECT CAST(usage_date AS VARCHAR), count(*), {tables.TOKENS} FROM ({rows}) GROUP BY 1").fetchall()
         name = f"{prefix}{engine.digest(segment.name if segment else '', sorted((e.blob, e.content) for e in kept))}.parquet"
         self._write_named(name, engine.stage(db, self._lake.staging(), rows))
@@ -256,7 +270,9 @@ def _segment(name: str, hour: int, counts: dict[str | None, tuple[int, int]]) ->
 def _unknown_fields(events: pa.Table) -> dict[str, list[str]]:
     """The fields that contracts did not know, by contract."""
     found: dict[str, set[str]] = {}
-    news = events.filter(pc.greater(pc.list_value_length(events["unknown_fields"]), 0))
+    if events["unknown_fields"].null_count == len(events):
+        return {}
+    news = events.filter(pc.is_valid(events["unknown_fields"]))
     for contract, fields in zip(news["contract"].to_pylist(), news["unknown_fields"].to_pylist(), strict=True):
         found.setdefault(contract, set()).update(fields)
     return {contract: sorted(fields)[:_FIELDS_TOLD] for contract, fields in sorted(found.items())}
