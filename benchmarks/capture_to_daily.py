@@ -89,8 +89,6 @@ def generate(folder: Path, events: int) -> None:
 
 
 def pipeline(folder: Path, work: Path) -> tuple[int, int, Decimal]:
-    # the package does without pandas; pyarrow would import it only because the naive way has it installed
-    sys.modules["pandas"] = None  # type: ignore[assignment]
     import duckdb
 
     from aoai_usage_pipeline.pipeline import Pipeline
