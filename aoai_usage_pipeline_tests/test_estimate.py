@@ -30,6 +30,10 @@ def test_a_stream_without_usage_is_counted(model):
     assert counts(REQUEST, SAID, model) == (PROMPT, 4)
 
 
+def test_half_an_emoji_is_counted_as_something():
+    assert counts(REQUEST, stream({"choices": [{"delta": {"content": "fine \ud83d"}}]})) is not None
+
+
 def test_an_aborted_stream_is_counted_as_far_as_it_went():
     assert counts(REQUEST, SAID[: SAID.index(" fine")]) == (PROMPT, 2)
 

@@ -81,6 +81,11 @@ def test_images_are_counted_where_the_usage_has_no_tokens(tmp_path):
     assert rows(pipeline, "SELECT images, usage_source, pricing_status, cost FROM enriched_usage") == [(2, "reported", "unpriced", None)]
 
 
+def test_no_images_and_no_usage_is_no_usage(tmp_path):
+    pipeline = bill(tmp_path, [v2_event(imageCount=0)])
+    assert rows(pipeline, "SELECT images, usage_source, pricing_status FROM enriched_usage") == [(None, None, "no_usage")]
+
+
 # --- ai-hub-gateway's other records
 
 

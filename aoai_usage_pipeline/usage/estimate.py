@@ -75,7 +75,8 @@ def _dicts(values: Any) -> Iterator[dict[str, Any]]:
 
 
 def _count(encoding: "Encoding", text: str) -> int:
-    return len(encoding.encode_ordinary(text)) if text else 0
+    # half a surrogate pair, which cut-off emoji leave behind, is no text
+    return len(encoding.encode_ordinary(text.encode(errors="replace").decode())) if text else 0
 
 
 @functools.cache

@@ -41,7 +41,7 @@ CONTRACT = Contract(
         "details": f"to_json(struct_pack({', '.join(f'{name} := e.{name}' for name in _DETAILS)}))",
     },
     usage="e.usage",
-    counts={"images": "e.imageCount"},
+    counts={"images": "nullif(e.imageCount, '0')"},
     ignores=("content",),
     truncated_at="content",
 )  # fmt: skip
