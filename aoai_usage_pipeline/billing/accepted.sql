@@ -30,3 +30,7 @@ FROM (
 ) AS e
 LEFT JOIN moved AS m USING (usage_date, request_id)
 WHERE m.counts_on IS NULL OR m.counts_on = usage_date;
+
+-- what reference data looks at
+CREATE TABLE combination AS
+SELECT DISTINCT {combination} FROM accepted;

@@ -23,6 +23,10 @@ Progress = Callable[[int, int, str], None]
 _CHUNK_EVENTS = 600_000
 _ATTEMPTS = 5
 _WRITES = 3
+_COMBINATION = (
+    "usage_date", "gateway", "subscription_id", "product", "application", "operation", "deployment", "reported_model", "reported_region",
+    "service_tier", "context_band",
+)  # fmt: skip
 _COUNTED = "(prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL)"
 _SUCCESSFUL = "(service = 'openai' AND (status_code IS NULL OR status_code BETWEEN 200 AND 299))"
 _DIMENSIONS = [
@@ -220,10 +224,11 @@ class Enrichment(_Stage):
                 replaced=", ".join(f"t.{name} AS {name}" for name in COMPLETED),
                 replaced_by_moved=", ".join(f"coalesce(e.{name}, m.{name}) AS {name}" for name in COMPLETED),
                 long_context_tokens=match.LONG_CONTEXT_TOKENS,
+                combination=", ".join(_COMBINATION),
             )
         )
         meters = _meters_in_use(db)
-        db.execute(engine.sql_file("billing", "enriched_usage.sql").format(**_meter_sql(meters)))
+        db.execute(engine.sql_file("billing", "enriched_usage.sql").format(same_combination=_same_combination(db), **_meter_sql(meters)))
         return self._unbalanced(db, segments, meters)
 
     def _unbalanced(self, db: duckdb.DuckDBPyConnection, segments: dict[dt.date, list[Segment]], meters: Sequence[str]) -> dict[dt.date, str]:
@@ -351,6 +356,14 @@ def _made_from(tables_of_day: Iterable[Days]) -> dict[dt.date, set[object]]:
 
 def _by_day(db: duckdb.DuckDBPyConnection, select: str) -> dict[dt.date, tuple[int, ...]]:
     return {day: tuple(rest) for day, *rest in db.execute(select).fetchall()}
+
+
+def _same_combination(db: duckdb.DuckDBPyConnection) -> str:
+    """SQL: that a request `b` has the combination `r`. Only what differs between combinations is compared, for every request."""
+    values = ", ".join(f"count(DISTINCT {column}) + CAST(count(*) > count({column}) AS BIGINT)" for column in _COMBINATION)
+    [counts] = db.execute(f"SELECT {values} FROM combination").fetchall()
+    differing = [column for column, count in zip(_COMBINATION, counts, strict=True) if count > 1]
+    return " AND ".join(f"b.{column} IS NOT DISTINCT FROM r.{column}" for column in differing) or "true"
 
 
 def _meters_in_use(db: duckdb.DuckDBPyConnection) -> list[str]:

@@ -1,9 +1,5 @@
--- Who used which model at which price: `accepted` -> `enriched`, one row per request.
--- Everything that reference data decides is decided once per distinct combination of an event's attributes (`combination`).
-CREATE TABLE combination AS
-SELECT DISTINCT usage_date, gateway, subscription_id, product, application, operation, deployment, reported_model, reported_region, service_tier, context_band
-FROM accepted;
-
+-- Who used which model at which price: `accepted` and its `combination` -> `enriched`, one row per request.
+-- Everything that reference data decides is decided once per distinct combination of an event's attributes.
 {match_deployments};
 {match_owners};
 
@@ -42,11 +38,7 @@ WITH metered AS (
     SELECT b.*, r.* EXCLUDE (usage_date, gateway, subscription_id, product, application, operation, deployment, reported_model,
         reported_region, service_tier, context_band),
         {quantity_columns}
-    FROM accepted AS b JOIN rates AS r ON b.usage_date = r.usage_date AND b.gateway IS NOT DISTINCT FROM r.gateway
-        AND b.subscription_id IS NOT DISTINCT FROM r.subscription_id AND b.product IS NOT DISTINCT FROM r.product
-        AND b.application IS NOT DISTINCT FROM r.application AND b.operation IS NOT DISTINCT FROM r.operation
-        AND b.deployment IS NOT DISTINCT FROM r.deployment AND b.reported_model IS NOT DISTINCT FROM r.reported_model
-        AND b.reported_region IS NOT DISTINCT FROM r.reported_region AND b.service_tier = r.service_tier AND b.context_band = r.context_band
+    FROM accepted AS b JOIN rates AS r ON {same_combination}
 )
 SELECT *,
     CASE WHEN {any_priced} THEN {total_cost} END AS cost,
