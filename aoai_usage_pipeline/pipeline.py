@@ -85,7 +85,8 @@ class Pipeline:
 
         return DailyTables(self.lake, enrichment or self.enrichment(), self.reference)
 
-    def reader(self) -> "Ingest":
+    @cached_property
+    def ingestion(self) -> "Ingest":
         """What brings capture dates of the lake up to their capture files."""
         from aoai_usage_pipeline.usage.raw_events import Ingest
 
@@ -102,8 +103,7 @@ class Pipeline:
         held = Held(self.lake, "raw_events")
         before = set(held.reasons())
         done: dict[dt.date, Ingested] = {}
-        ingest = self.reader()
-        for date, result in ingest.run(dates, progress or self.progress):
+        for date, result in self.ingestion.run(dates, progress or self.progress):
             if isinstance(result, Unbalanced):
                 held.hold(date, str(result), "")
                 continue
@@ -149,14 +149,11 @@ class Pipeline:
         from aoai_usage_pipeline.lake.engine import digest
         from aoai_usage_pipeline.lake.manifest import Manifest
 
-        ingest = self.reader()
-        listed: dict[dt.date, list] = {}
-        for file in self.names.files(self.capture, first, last):
-            listed.setdefault(file.capture_date, []).append(file)
+        listed = self.ingestion.listed(first, last)
         known = {manifest.capture_date: manifest for manifest in self.manifests.all()}
         if not listed and not known:
             self._expect_names_that_fit()
-        changed = {date: ingest.changed(files, known.get(date, Manifest(date))) for date, files in sorted(listed.items())}
+        changed = {date: self.ingestion.changed(files, known.get(date, Manifest(date))) for date, files in sorted(listed.items())}
         return {
             date: digest(sorted((f.object.name, f.object.etag) for files in hours.values() for f in files))
             for date, hours in changed.items()

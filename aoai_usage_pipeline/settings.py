@@ -10,6 +10,7 @@ from pathlib import Path
 
 DEFAULT_NAME_FORMAT = "{Namespace}/{EventHub}/{PartitionId}/{Year}/{Month}/{Day}/{Hour}/{Minute}/{Second}"
 EXAMPLE_REFERENCE_DIR = Path(__file__).parent / "reference" / "example"
+_CHOICES = {"automation": ("stopped", "running"), "estimate_usage": ("off", "on")}
 
 
 class SettingsError(ValueError):
@@ -48,17 +49,16 @@ class Settings:
                     raise SettingsError(f"AOAI_START_DATE is {text!r}: expected a date such as 2024-01-01") from None
             elif field.name == "min_coverage":
                 try:
-                    values[field.name] = Decimal(text)
+                    values[field.name] = share = Decimal(text)
+                    valid = 0 <= share <= 1
                 except InvalidOperation:
-                    values[field.name] = Decimal(-1)
-                if not 0 <= values[field.name] <= 1:  # type: ignore[operator]
+                    valid = False
+                if not valid:
                     raise SettingsError(f"AOAI_MIN_COVERAGE is {text!r}: expected a share from 0 to 1, such as 0.95")
-            elif field.name == "estimate_usage" and text not in ("off", "on"):
-                raise SettingsError(f"AOAI_ESTIMATE_USAGE is {text!r}: expected 'off' or 'on'")
+            elif text not in _CHOICES.get(field.name, (text,)):
+                raise SettingsError(f"{name} is {text!r}: expected {' or '.join(map(repr, _CHOICES[field.name]))}")
             elif field.name == "estimate_usage" and text == "on" and not importlib.util.find_spec("bpe_openai"):
                 raise SettingsError("AOAI_ESTIMATE_USAGE is 'on', which needs the extra `estimate`: pip install 'aoai-usage-pipeline[estimate]'")
-            elif field.name == "automation" and text not in ("stopped", "running"):
-                raise SettingsError(f"AOAI_AUTOMATION is {text!r}: expected 'stopped' or 'running'")
             else:
                 values[field.name] = text
         return cls(**{**values, **overrides})  # type: ignore[arg-type]

@@ -516,7 +516,7 @@ def test_a_tick_with_100_000_known_blobs_stays_quick(tmp_path: Path, instance: d
                 path.parent.mkdir(parents=True)
                 path.touch()
     # what ingesting them would have written
-    reader = pipeline.reader().reader
+    reader = pipeline.ingestion.reader
     entries: dict[dt.date, list[FileEntry]] = {}
     for file in pipeline.names.files(pipeline.capture, start, TODAY.date()):
         hub, hour = f"{file.namespace}/{file.event_hub}", file.window_start.hour

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aoai_usage_pipeline.pipeline import Pipeline
+from aoai_usage_pipeline.reconcile import capture
 from aoai_usage_pipeline_tests import support
 from aoai_usage_pipeline_tests.support import Captured, chat, rows, seed_event
 
@@ -182,6 +183,7 @@ def test_request_response_diagnostics_are_evidence_and_no_requests(tmp_path):
     pipeline = bill(tmp_path, [envelope(record, llm_log("c1"), gateway_log("c1"))])
     assert rows(pipeline, CALL) == [WHOLE]
     assert rows(pipeline, "SELECT records, events, parsed, quarantined FROM capture_files") == [(1, 3, 3, 0)]
+    assert capture.new_fields(pipeline.manifests.all(), [NOON.date()]) == []
 
 
 def test_a_bad_record_does_not_take_its_neighbours_along(tmp_path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.reconcile import capture, usage
+from aoai_usage_pipeline.settings import Settings, SettingsError
 from aoai_usage_pipeline_tests import support
 from aoai_usage_pipeline_tests.support import chat, hub_event, rows, seed_event
 from aoai_usage_pipeline_tests.test_answers import private_event
@@ -124,6 +125,12 @@ def test_coverage_counts_successful_calls_only_and_is_checked(tmp_path):
     low = usage.low_coverage(pipeline.enrichment(), pipeline.lake, [NOON.date()], Decimal("0.95"))
     assert low == [{"usage_date": "2026-10-05", "coverage": "0.666667", "minimum": "0.95"}]
     assert usage.low_coverage(pipeline.enrichment(), pipeline.lake, [NOON.date()], Decimal("0.5")) == []
+
+
+@pytest.mark.parametrize("share", ["nan", "much", "1.5", "-1"])
+def test_a_coverage_that_is_no_share_is_named(share):
+    with pytest.raises(SettingsError, match=f"AOAI_MIN_COVERAGE is '{share}'"):
+        Settings.from_env({"AOAI_MIN_COVERAGE": share})
 
 
 def test_a_field_never_seen_before_is_reported_once_and_breaks_nothing(tmp_path):

@@ -432,6 +432,22 @@ def test_unreferenced_segments_are_collected_after_a_grace_period(tmp_path: Path
     assert rows(installation(tmp_path), "SELECT prompt_tokens FROM enriched_usage") == [(13,)]
 
 
+def test_earlier_indexes_of_a_capture_date_are_collected_after_a_grace_period(tmp_path: Path) -> None:
+    def indexes() -> set[Path]:
+        return set((tmp_path / "lake/request_index").rglob("*.parquet"))
+
+    capture(tmp_path, DAY + HOUR, ("a", DAY), prompt=10)
+    run(tmp_path)
+    first = indexes()
+    capture(tmp_path, DAY + HOUR, ("a", DAY), prompt=11)
+    run(tmp_path)
+    assert first < indexes()
+    age(first)
+    capture(tmp_path, DAY + HOUR, ("a", DAY), prompt=12)
+    run(tmp_path)
+    assert indexes() and not first & indexes()
+
+
 def test_the_index_of_request_dates_can_be_rebuilt(tmp_path: Path) -> None:
     capture(tmp_path, DAY + HOUR, ("a", DAY))
     capture(tmp_path, DAY + ONE_DAY + HOUR, ("a", DAY + ONE_DAY), first=2)

@@ -47,7 +47,8 @@ def _about(contract: Contract) -> str:
 
 
 def _contract(contract: Contract, about: str) -> str:
-    fields = "".join(f"| {name} | `{_cell(contract.fields[name])}` | {text} |\n" for name, text in TEXT_COLUMNS.items() if name in contract.fields)
+    meaning = {column.name: column.description for column in tables.RAW_EVENTS}
+    fields = "".join(f"| {name} | `{_cell(contract.fields[name])}` | {meaning[name]} |\n" for name in TEXT_COLUMNS if name in contract.fields)
     counts = "".join(f"| {name} | `{_cell(sql)}` | as counted by the sender |\n" for name, sql in contract.counts.items())
     usage = f"| token counts | `{_cell(contract.usage)}` | an OpenAI usage object, in any of its shapes |\n" if contract.usage else ""
     lines = [f"- Found by the text {' or '.join(f'`{marker}`' for marker in contract.markers)}; is read when `{_cell(contract.matches)}`."]

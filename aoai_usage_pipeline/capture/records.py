@@ -91,7 +91,7 @@ def batches(store: ObjectStore, reads: list[FileRead], opener: Opener, progress:
     group: list[tuple[FileRead, avro.Records]] = []
     rows, told = 0, time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(_FETCHES) as pool:
-        for number, (read, content) in enumerate(_fetch_ahead(pool, lambda read: _fetch(store, read), reads)):
+        for number, (read, content) in enumerate(_fetch_ahead(pool, store, reads)):
             if number % _FILES_TOLD == 0 or time.monotonic() - told > _SECONDS_TOLD:
                 progress(number, len(reads), f"read {read.file.object.name}")
                 told = time.monotonic()
@@ -124,13 +124,11 @@ def _fetch(store: ObjectStore, read: FileRead) -> bytes | None:
     return content
 
 
-def _fetch_ahead(
-    pool: concurrent.futures.Executor, fetch: Callable[[FileRead], bytes | None], reads: Iterable[FileRead]
-) -> Iterator[tuple[FileRead, bytes | None]]:
+def _fetch_ahead(pool: concurrent.futures.Executor, store: ObjectStore, reads: Iterable[FileRead]) -> Iterator[tuple[FileRead, bytes | None]]:
     """Each file with its content, the next few groups of files being fetched while one is decoded."""
 
     def fetch_all(group: list[FileRead]) -> list[tuple[FileRead, bytes | None]]:
-        return [(read, fetch(read)) for read in group]
+        return [(read, _fetch(store, read)) for read in group]
 
     waiting: collections.deque[tuple[int, concurrent.futures.Future[list[tuple[FileRead, bytes | None]]]]] = collections.deque()
     for group in _groups(reads):

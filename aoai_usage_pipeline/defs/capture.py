@@ -188,7 +188,7 @@ def _look(pipeline: Pipeline, state: _State, start_date: dt.date, today: dt.date
     return changed
 
 
-def in_flight(instance: dg.DagsterInstance, job: str, now: Callable[[], float] = time.time) -> set[dt.date]:
+def in_flight(instance: dg.DagsterInstance, job: str) -> set[dt.date]:
     """The days that runs of a job which have not ended are working on.
 
     A run that was killed with its process says nothing any more and never ends by itself: it is reported as failed, which also frees its
@@ -203,7 +203,7 @@ def in_flight(instance: dg.DagsterInstance, job: str, now: Callable[[], float] =
         run = record.dagster_run
         said = [event.timestamp for event in instance.get_records_for_run(run.run_id, limit=1, ascending=False).records]
         heard = max([record.update_timestamp.timestamp(), *said])
-        if run.status != dg.DagsterRunStatus.QUEUED and heard < now() - SILENCE_SECONDS:
+        if run.status != dg.DagsterRunStatus.QUEUED and heard < time.time() - SILENCE_SECONDS:
             instance.report_run_failed(run, f"Nothing was heard of the run for {SILENCE_SECONDS // 60} minutes: its process is gone.")
         elif day := run.tags.get("dagster/partition"):
             days.add(dt.date.fromisoformat(day))

@@ -1,11 +1,10 @@
 """DuckDB as the engine over the lake's files: one private in-memory connection per piece of work."""
 
-import contextlib
 import datetime as dt
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -16,7 +15,7 @@ GRACE = dt.timedelta(days=1)
 """How long an object that nothing refers to any more is kept for readers of the previous state."""
 
 
-def open_connection(spill: Path) -> duckdb.DuckDBPyConnection:
+def connect(spill: Path) -> duckdb.DuckDBPyConnection:
     """A connection with a bounded memory that spills to the folder `spill`; UTC, and no extension is ever loaded from a network."""
     config = {
         "memory_limit": MEMORY_LIMIT,
@@ -28,13 +27,6 @@ def open_connection(spill: Path) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=config)
     connection.execute("SET TimeZone = 'UTC'")
     return connection
-
-
-@contextlib.contextmanager
-def connect(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """`open_connection`, closed in the end."""
-    with open_connection(spill) as connection:
-        yield connection
 
 
 def read_parquet(paths: Sequence[str], empty: str = "") -> str:

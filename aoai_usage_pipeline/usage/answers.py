@@ -10,10 +10,10 @@ from typing import Any
 SHAPE = json.dumps(dict.fromkeys(("id", "model", "object", "service_tier", "usage", "images", "status_code"), "VARCHAR"))
 """The JSON object that `read` gives; every part may be absent."""
 
+DECODER = json.JSONDecoder(parse_float=str, parse_constant=str)
+"""Reads JSON without making a float of anything."""
+
 _WRAPPED = {"response.done", "response.completed", "response.incomplete", "response.failed"}
-
-
-_DECODER = json.JSONDecoder(parse_float=str, parse_constant=str)
 
 
 def read(text: str) -> str:
@@ -50,13 +50,13 @@ def _read(text: str) -> dict[str, Any]:
 def parts(text: str) -> Iterator[dict[str, Any]]:
     """The JSON objects of an answer: itself, the items of an array, the data of a stream's events or the lines of a file."""
     try:
-        whole = _DECODER.decode(text)
+        whole = DECODER.decode(text)
     except (ValueError, RecursionError):
         for line in text.splitlines():
             data = line.strip().removeprefix("data:").strip()
             if data.startswith("{"):
                 try:
-                    part = _DECODER.decode(data)
+                    part = DECODER.decode(data)
                 except (ValueError, RecursionError):
                     continue  # a stream that was cut off ends inside an event
                 yield part

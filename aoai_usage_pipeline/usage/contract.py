@@ -7,24 +7,24 @@ import pkgutil
 from collections.abc import Mapping
 from functools import cache
 
-TEXT_COLUMNS = {
-    "request_id": "identity of the request; copies of a request share it",
-    "event_time": "when the request was made",
-    "gateway": "API Management service",
-    "subscription_id": "API Management subscription of the caller",
-    "product": "API Management product",
-    "application": "calling application, from the caller's token",
-    "operation": "API operation",
-    "deployment": "deployment that served the request",
-    "reported_model": "model the response named",
-    "service_tier": "service tier the response named",
-    "reported_region": "region of the backend",
-    "status_code": "HTTP status of the response",
-    "end_user": "keyed hash of the end user",
-    "service": "openai, or the other service that was called",
-    "details": "what else a price or a person may need, as JSON",
-    "part": "usage or identity, where the record is one half of a request",
-}
+TEXT_COLUMNS = (
+    "request_id",
+    "event_time",
+    "gateway",
+    "subscription_id",
+    "product",
+    "application",
+    "operation",
+    "deployment",
+    "reported_model",
+    "service_tier",
+    "reported_region",
+    "status_code",
+    "end_user",
+    "service",
+    "details",
+    "part",
+)
 COUNT_COLUMNS = (
     "prompt_tokens",
     "cached_tokens",

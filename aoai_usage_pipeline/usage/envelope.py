@@ -4,24 +4,20 @@ Each record becomes a body of its own. A diagnostics record is flattened on the 
 JSON text of one) merged in, prompts and answers left behind. Everything else keeps its text.
 """
 
+import functools
 import json
 import re
 from typing import Any
 
 from aoai_usage_pipeline.usage import answers
+from aoai_usage_pipeline.usage.contract import contracts
 
 _ARRAY = re.compile(r'\s*(?:\[|\{\s*"records"\s*:\s*\[)', re.IGNORECASE)
 _SINGLE = re.compile(rb'"category"\s*:\s*"(?:GatewayLlmLogs|GatewayLogs|RequestResponse)"', re.IGNORECASE)
-_DECODER = json.JSONDecoder(parse_float=str, parse_constant=str)
 _HEAD_BYTES = 4096
 _CATEGORIES = {"gatewayllmlogs": "llm_log", "gatewaylogs": "gateway_log", "requestresponse": "request_response"}
 _LLM_PATH = re.compile(r"/(?:openai|deployments|completions|responses|embeddings|images|audio|realtime)(?:/|$)", re.IGNORECASE)
 _DEPLOYMENT = re.compile(r"/deployments/([^/?]+)", re.IGNORECASE)
-_KEPT = {
-    "category", "time", "correlationid", "servicename", "resourceid", "deploymentname", "modelname", "prompttokens", "completiontokens",
-    "totaltokens", "promptcachedtokens", "completionreasoningtokens", "apimsubscriptionid", "productid", "operationid", "apiid",
-    "responsecode", "modeldeploymentname", "modelversion",
-}  # fmt: skip
 _FLAT_BEGINNINGS = (b'{"Su', b'{"id', b'{"sc', b'{"ev')
 
 
@@ -43,7 +39,7 @@ def open_body(body: bytes) -> list[bytes] | None:
     if not start:
         if _SINGLE.search(body[:_HEAD_BYTES]):
             try:
-                record = _DECODER.decode(text)
+                record = answers.DECODER.decode(text)
             except (ValueError, RecursionError):
                 return None
             return [_flat(record, text)]
@@ -56,7 +52,7 @@ def open_body(body: bytes) -> list[bytes] | None:
         if at >= len(text) or text[at] == "]":
             break
         try:
-            record, end = _DECODER.raw_decode(text, at)
+            record, end = answers.DECODER.raw_decode(text, at)
         except (ValueError, RecursionError):
             found.append(text[at:].encode())
             break
@@ -76,20 +72,25 @@ def _flat(record: Any, text: str) -> bytes:
     properties = names.get("properties")
     if isinstance(properties, str):
         try:
-            properties = _DECODER.decode(properties)
+            properties = answers.DECODER.decode(properties)
         except (ValueError, RecursionError):
             properties = {}
     names |= _lower(properties) if isinstance(properties, dict) else {}
-    flat = {name: value for name, value in names.items() if name in _KEPT and not isinstance(value, dict | list)}
-    path = str(names.get("backendurl") or names.get("url") or "").partition("?")[0]
+    flat = {name: value for name, value in names.items() if name in _declared(kind) and not isinstance(value, dict | list)}
     if kind == "gateway_log":
+        path = str(names.get("backendurl") or names.get("url") or "").partition("?")[0]
         flat["llm"] = bool(_LLM_PATH.search(path))
         if deployment := _DEPLOYMENT.search(path):
             flat["deploymentname"] = deployment.group(1)
         response = names.get("backendresponsebody") or names.get("responsebody")
-        if isinstance(response, str):
-            flat["answer"] = json.loads(answers.read(response))
-    return json.dumps({"azure_monitor": kind} | flat).encode()
+        flat["answer"] = json.loads(answers.read(response)) if isinstance(response, str) else None
+    return json.dumps(flat | {"azure_monitor": kind}).encode()
+
+
+@functools.cache
+def _declared(kind: str) -> frozenset[str]:
+    """The fields that the contract of a kind of diagnostics reads."""
+    return frozenset(field for contract in contracts() if f'"{kind}"' in contract.markers for field in contract.shape)
 
 
 def _lower(record: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import json
 import uuid
+from pathlib import Path
 
 import duckdb
 import pyarrow as pa
@@ -19,6 +20,7 @@ from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.manifest import Manifest, Manifests, events_by_usage_date
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
+from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS
 
 _NAME = "request_dates.json"
 _INDEX = "request_index/"
@@ -47,9 +49,7 @@ COMPLETED = (
 )
 """What the canonical copy of a request takes from its other copies where it does not say it itself."""
 
-CONFLICT = """count(DISTINCT struct_pack(prompt_tokens, cached_tokens, cache_write_tokens, audio_prompt_tokens, cached_audio_tokens,
-    image_prompt_tokens, completion_tokens, audio_completion_tokens, image_completion_tokens, reasoning_tokens, total_tokens, images, audio_seconds))
-    FILTER (usage_source = 'reported') > 1"""
+CONFLICT = f"count(DISTINCT struct_pack({', '.join(COUNT_COLUMNS)}, audio_seconds)) FILTER (usage_source = 'reported') > 1"
 """Whether copies of a request disagree on what they report."""
 
 
@@ -103,11 +103,11 @@ class RequestDates:
             return found
 
     def _write_indexes(self, db: duckdb.DuckDBPyConnection, manifests: dict[str, Manifest]) -> dict[str, Manifest]:
-        """Write the missing index of each capture date, and delete its earlier ones after a grace period.
+        """Write the missing index of each capture date.
 
         Returns the manifests that have one: a capture date with a damaged segment has none until that is mended, and its days are held.
         """
-        existing = {stored.name: stored for stored in self._lake.objects(_INDEX)}
+        existing = {stored.name for stored in self._lake.objects(_INDEX)}
         indexed = dict(manifests)
         for name, manifest in manifests.items():
             if name in existing:
@@ -120,12 +120,7 @@ class RequestDates:
             except (duckdb.Error, NotFound):
                 del indexed[name]
                 continue
-            with contextlib.suppress(Changed):
-                self._lake.write(name, staged, replacing=None)
-            oldest = dt.datetime.now(dt.UTC) - engine.GRACE
-            for stored in existing.values():
-                if stored.name.startswith(_index_folder(manifest)) and stored.modified < oldest:
-                    self._lake.delete(stored.name)
+            _put_index(self._lake, manifest, staged)
         return indexed
 
     def _find(
@@ -170,8 +165,17 @@ def write_index(lake: ObjectStore, manifest: Manifest, requests: pa.Table) -> No
     """Keep the index of a capture date whose `request_hash` and `usage_date` are at hand, so that nobody reads its segments for it."""
     staged = lake.staging() / f"{uuid.uuid4().hex}.parquet"
     pq.write_table(requests, staged)
+    _put_index(lake, manifest, staged)
+
+
+def _put_index(lake: ObjectStore, manifest: Manifest, staged: Path) -> None:
+    """Put a staged index in its place, and delete the capture date's earlier ones after a grace period."""
     with contextlib.suppress(Changed):
         lake.write(_index_name(manifest), staged, replacing=None)
+    oldest = dt.datetime.now(dt.UTC) - engine.GRACE
+    for stored in lake.objects(_index_folder(manifest)):
+        if stored.name != _index_name(manifest) and stored.modified < oldest:
+            lake.delete(stored.name)
 
 
 def _index_folder(manifest: Manifest) -> str:

@@ -86,8 +86,8 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date, estim
 
     `source` has file, partition (its full name), window_start, sequence_number, offset, enqueued_text, body (text, NULL for a null body),
     head (the body's first bytes), valid (whether the body was UTF-8), bytes, record_index, body_hash and sampled (whether to look for
-    unknown fields). `prepare` must have been called. A usage date must lie between
-    `start_date` and the day after `today`. With `estimated`, usage that nobody reported is estimated from the text.
+    unknown fields). `prepare` must have been called. A usage date must lie between `start_date` and the day after `today`. With
+    `estimated`, usage that nobody reported is estimated from the text.
     """
     known = contracts()
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
@@ -172,7 +172,7 @@ WITH marked AS (
     SELECT *, CASE
         WHEN second_reading BETWEEN greatest(enqueued_at - tolerance, {earliest}) AND enqueued_at + INTERVAL 1 DAY THEN second_reading
         -- an event that is months late is more likely one whose day comes first
-        WHEN second_reading > first_reading AND first_reading < enqueued_at - INTERVAL 60 DAY AND NOT regexp_matches(time_text, '[AP]M$')
+        WHEN second_reading > first_reading AND first_reading < enqueued_at - INTERVAL 60 DAY AND tolerance > INTERVAL 1 HOUR
             AND second_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN second_reading
         WHEN first_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN first_reading
         WHEN first_reading IS NULL AND second_reading BETWEEN {earliest} AND enqueued_at + INTERVAL 1 DAY THEN second_reading

@@ -109,8 +109,10 @@ class Ingest:
 
     def run(self, dates: Sequence[dt.date], progress: Callable[[int, int, str], None]) -> Iterator[tuple[dt.date, Ingested | Unbalanced]]:
         """Ingest the dates in one stream over their files; gives each date's result as soon as it is in the lake."""
-        listed = self._list(dates)
-        works = [self._work(date, listed[date]) for date in sorted(dates)]
+        if not dates:
+            return
+        listed = self.listed(min(dates), max(dates))
+        works = [self._work(date, listed.get(date, [])) for date in sorted(dates)]
         yield from ((work.date, Ingested(work.before, 0)) for work in works if not work.hours)
         changed = [work for work in works if work.hours]
         if not changed:
@@ -126,12 +128,12 @@ class Ingest:
             # another run replaced these manifests since we listed: look again, and read what still differs
             yield from self.run(overtaken, progress)
 
-    def _list(self, dates: Sequence[dt.date]) -> dict[dt.date, list[CaptureFile]]:
-        listed: dict[dt.date, list[CaptureFile]] = {date: [] for date in dates}
-        for file in self._names.files(self._capture, min(dates), max(dates)) if dates else ():
-            if file.capture_date in listed:
-                listed[file.capture_date].append(file)
-        return listed
+    def listed(self, first: dt.date, last: dt.date) -> dict[dt.date, list[CaptureFile]]:
+        """The capture files that are in the store now, by capture date."""
+        found: dict[dt.date, list[CaptureFile]] = {}
+        for file in self._names.files(self._capture, first, last):
+            found.setdefault(file.capture_date, []).append(file)
+        return found
 
     def _work(self, date: dt.date, listed: list[CaptureFile]) -> "_Work":
         manifest, etag = self._manifests.get(date)
@@ -232,10 +234,12 @@ class Ingest:
         rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths(old), _EMPTY)} WHERE blob IN ({blobs})"
         if segment:
             rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths([segment.name]), _EMPTY)} UNION ALL BY NAME {rows}"
-        counts = db.execute(f"SELECT CAST(usage_date AS VARCHAR), count(*), {tables.TOKENS} FROM ({rows}) GROUP BY 1").fetchall()
+        by_date = f"SELECT CAST(usage_date AS VARCHAR), count(*), {tables.TOKENS} FROM ({rows}) WHERE usage_date IS NOT NULL GROUP BY 1 ORDER BY 1"
+        usage_dates = {day: (events, tokens) for day, events, tokens in db.execute(by_date).fetchall()}
+        [(events, quarantined)] = db.execute(f"SELECT count(*), count(reason) FROM ({rows})").fetchall()
         name = f"{prefix}{engine.digest(segment.name if segment else '', sorted((e.blob, e.content) for e in kept))}.parquet"
         self._write_named(name, engine.stage(db, self._lake.staging(), rows))
-        return _segment(name, hour, {day: (events, tokens) for day, events, tokens in counts})
+        return Segment(name, hour, events, quarantined, usage_dates, segment.unknown_fields if segment else {})
 
     def _write_quarantine(self, db: duckdb.DuckDBPyConnection, manifest: Manifest) -> str:
         segments = [segment.name for segment in manifest.segments if segment.quarantined]
@@ -259,12 +263,6 @@ class Ingest:
             named = stored.name in manifest.names() or stored.name in before.names()
             if not named and stored.modified < oldest:
                 self._lake.delete(stored.name)
-
-
-def _segment(name: str, hour: int, counts: dict[str | None, tuple[int, int]]) -> Segment:
-    usage_dates = {day: count for day, count in sorted(counts.items(), key=str) if day}
-    rows = sum(events for events, _ in counts.values())
-    return Segment(name, hour, rows, rows - sum(events for events, _ in usage_dates.values()), usage_dates)
 
 
 def _unknown_fields(events: pa.Table) -> dict[str, list[str]]:
