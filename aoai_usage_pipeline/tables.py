@@ -238,9 +238,9 @@ TOKENS = "CAST(coalesce(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tok
 """SQL: the tokens of a group of raw events or requests, as the ledger's identities count them."""
 
 
-def select_list(columns: tuple[Column, ...]) -> str:
-    """`CAST(x AS type) AS x, …` for a SELECT that must give exactly these columns."""
-    return ", ".join(f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' for c in columns)
+def select_list(columns: tuple[Column, ...], *, texts: bool = True) -> str:
+    """`CAST(x AS type) AS x, …` for a SELECT that must give exactly these columns; without `texts`, enumerations stay what they are."""
+    return ", ".join(f'CAST("{c.name}" AS {c.type}) AS "{c.name}"' if texts or c.type != "VARCHAR" else f'"{c.name}"' for c in columns)
 
 
 def empty_select(columns: tuple[Column, ...]) -> str:

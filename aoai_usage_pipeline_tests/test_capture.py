@@ -28,7 +28,10 @@ Row = tuple[int, str, str, bytes | None]
 
 def decoded(content: bytes) -> list[Row]:
     """What the package reads: sequence number, offset, enqueued time and body of every record."""
-    records = avro.read(content)
+    return rows_of(avro.read(content))
+
+
+def rows_of(records: avro.Records) -> list[Row]:
     numbers = records.fields[:, 0].tolist()
     offsets, times, bodies = (_texts(records, field) for field in (avro.OFFSET, avro.ENQUEUED, avro.BODY))
     assert len(records) == len(numbers)
@@ -295,6 +298,26 @@ def test_a_damaged_file_is_unreadable_or_read_as_fastavro_reads_it(base, damage)
         return
     # text of the properties, which nobody reads, may be broken
     assert rows == plain(bytes(content), handle_unicode_errors="replace")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([avro_file(MANY[n:]) for n in range(9)] + BASES), st.none() | DAMAGE), min_size=1, max_size=6))
+def test_files_read_together_are_read_as_each_alone(files):
+    contents = []
+    for base, damage in files:
+        content = bytearray(base)
+        for _, from_end, byte in damage or []:
+            content[-from_end % len(content)] ^= byte
+        contents.append(bytes(content))
+    avro.read(avro_file(MANY))
+    found = avro.read_many(contents)
+    for content, together in zip(contents, found, strict=True):
+        try:
+            alone = decoded(content)
+        except avro.Unreadable as error:
+            assert str(together) == str(error)
+        else:
+            assert rows_of(together) == alone
 
 
 DATE_AFTER_PARTITION = [

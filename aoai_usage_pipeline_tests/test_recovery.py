@@ -377,7 +377,7 @@ def test_a_damaged_segment_holds_its_day_and_no_other(tmp_path: Path, damage: st
     paths = [capture(tmp_path, DAY + n * ONE_DAY + HOUR, (f"r{n}", DAY + n * ONE_DAY), first=n) for n in range(3)]
     middle = (DAY + ONE_DAY).date()
     run(tmp_path)
-    [segment] = (tmp_path / "lake").glob(f"raw_events/capture_date={middle}/hour=*/*.parquet")
+    [segment] = (tmp_path / "lake").glob(f"raw_events/capture_date={middle}/hour=*.parquet")
     good = segment.read_bytes()
     DAMAGES[damage](segment)
     reference(tmp_path / "reference", DEARER)
@@ -399,7 +399,7 @@ def test_a_segment_damaged_before_its_day_was_ever_billed_holds_that_day_and_no_
     for n in range(3):
         capture(tmp_path, DAY + n * ONE_DAY + HOUR, (f"r{n}", DAY + n * ONE_DAY), first=n)
     installation(tmp_path).ingest(days)
-    [segment] = (tmp_path / "lake").glob(f"raw_events/capture_date={days[1]}/hour=*/*.parquet")
+    [segment] = (tmp_path / "lake").glob(f"raw_events/capture_date={days[1]}/hour=*.parquet")
     DAMAGES[damage](segment)
     pipeline = run(tmp_path)
     assert {day for reasons in pipeline.held().values() for day in reasons} == {days[1]}

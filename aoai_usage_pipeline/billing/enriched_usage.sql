@@ -32,17 +32,3 @@ FROM described AS d LEFT JOIN rate_of AS r ON d.usage_date = r.usage_date AND d.
     AND d.region IS NOT DISTINCT FROM r.region AND d.service_tier IS NOT DISTINCT FROM r.service_tier
     AND d.context_band IS NOT DISTINCT FROM r.context_band
 GROUP BY ALL;
-
-CREATE VIEW enriched AS
-WITH metered AS (
-    SELECT b.*, r.* EXCLUDE (usage_date, gateway, subscription_id, product, application, operation, deployment, reported_model,
-        reported_region, service_tier, context_band),
-        {quantity_columns}
-    FROM accepted AS b JOIN rates AS r ON {same_combination}
-)
-SELECT *,
-    CASE WHEN {any_priced} THEN {total_cost} END AS cost,
-    CASE WHEN {any_priced} THEN {currency} END AS currency,
-    CASE WHEN usage_source IS NULL THEN 'no_usage' WHEN {any_unpriced} THEN 'unpriced' WHEN {any_fallback} THEN 'fallback' ELSE 'priced' END
-        AS pricing_status
-FROM metered;

@@ -9,7 +9,7 @@ import dataclasses
 import io
 import itertools
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import fastavro
@@ -115,6 +115,19 @@ def read(content: bytes) -> Records:
         raise Unreadable(f"damaged after {len(rows)} records: {type(error).__name__}: {error}") from error
 
 
+def read_many(contents: Sequence[bytes]) -> list[Records | Unreadable]:
+    """What `read` gives or raises for each of the files. Small files that look alike are read at once and share one `content`."""
+    together = _read_together(contents) if len(contents) > 1 else None
+    return list(together) if together else [_attempt(content) for content in contents]
+
+
+def _attempt(content: bytes) -> Records | Unreadable:
+    try:
+        return read(content)
+    except Unreadable as error:
+        return error
+
+
 def _remember(header: bytes, codec: str, layout: _Layout) -> None:
     _, layouts = _known.pop(header, (codec, ()))
     _known[header] = codec, (layout, *(other for other in layouts if other != layout))[:_MAX_KNOWN]
@@ -175,39 +188,68 @@ def _zigzag(number: int) -> bytes:
     return bytes([*out, number])
 
 
+def _read_together(contents: Sequence[bytes]) -> list[Records] | None:
+    """The records of several files that all have the header and the layout read last; None where any of them is different."""
+    header, (codec, layouts) = next(reversed(_known.items()), (b"", ("", ())))
+    if codec != "null" or not all(content.startswith(header) and len(content) >= len(header) + 16 for content in contents):
+        return None
+    joined, at = b"".join(contents), 0
+    blocks: list[tuple[int, int, int]] = []
+    counts: list[int] = []
+    try:
+        for content in contents:
+            found = _blocks(content, len(header) + 16)
+            blocks += [(count, at + start, at + end) for count, start, end in found]
+            counts.append(sum(count for count, *_ in found))
+            at += len(content)
+        fields = _read_blocks(joined, blocks, layouts[0])
+    except (_Unlike, IndexError, UnicodeDecodeError):
+        return None
+    ends = list(itertools.accumulate(counts))
+    return [Records(joined, fields[end - count : end]) for count, end in zip(counts, ends, strict=True)]
+
+
 def _read_alike(content: bytes, position: int, codec: str, layout: _Layout) -> Records | None:
     """The records of a file whose maps all have the layout; None for any other file, whatever is wrong with it."""
-    sync, blocks = content[position - 16 : position], []
     try:
-        while position < len(content):
-            (count, length), position = _two_longs(content, position)
-            end = position + length
-            if count < 0 or length < 0 or content[end : end + 16] != sync:
-                return None
-            blocks.append((count, position, end))
-            position = end + 16
+        blocks = _blocks(content, position)
         if codec == "deflate":
             plain = [zlib.decompress(content[start:end], -zlib.MAX_WBITS) for _, start, end in blocks]
             ends = list(itertools.accumulate(len(block) for block in plain))
             blocks = [(count, end - len(block), end) for (count, *_), block, end in zip(blocks, plain, ends, strict=True)]
             content = b"".join(plain)
-        fields = [_read_block(content, count, start, end, layout) for count, start, end in blocks]
+        return Records(content, _read_blocks(content, blocks, layout))
     except (_Unlike, IndexError, UnicodeDecodeError, zlib.error):
         return None
-    return Records(content, np.concatenate(fields) if fields else np.empty((0, FIELDS), np.int64))
 
 
 class _Unlike(Exception):
     """Something that is not as the layout has it."""
 
 
-def _read_block(content: bytes, count: int, start: int, end: int, layout: _Layout) -> np.ndarray:
-    """A block's records. Each record is found by its map, and is believed because it begins where the one before it ends."""
-    if count == 0 and start == end:
+def _blocks(content: bytes, position: int) -> list[tuple[int, int, int]]:
+    """How many records each block behind the header announces, and where it starts and ends. Raises `_Unlike`."""
+    sync, blocks = content[position - 16 : position], []
+    while position < len(content):
+        (count, length), position = _two_longs(content, position)
+        end = position + length
+        if count < 0 or length < 0 or content[end : end + 16] != sync or (count == 0 and length):
+            raise _Unlike
+        if count:
+            blocks.append((count, position, end))
+        position = end + 16
+    return blocks
+
+
+def _read_blocks(content: bytes, blocks: Sequence[tuple[int, int, int]], layout: _Layout) -> np.ndarray:
+    """The records of all blocks. Each record is found by its map, and is believed because it begins where the one before it ends."""
+    if not blocks:
         return np.empty((0, FIELDS), np.int64)
-    maps = np.fromiter(_find_all(content, layout.lead, start, end), np.int64)
-    if len(maps) != count:
+    found = [list(_find_all(content, layout.lead, start, end)) for _, start, end in blocks]
+    counts, block_starts, block_ends = np.array(blocks, np.int64).T
+    if [len(positions) for positions in found] != counts.tolist():
         raise _Unlike
+    maps = np.array(list(itertools.chain.from_iterable(found)), np.int64)
     data = np.frombuffer(content, np.uint8)
     at = maps + len(layout.lead)
     for kind, constant in layout.values:
@@ -222,14 +264,19 @@ def _read_block(content: bytes, count: int, start: int, end: int, layout: _Layou
     branch = data[at]
     if not ((branch == 0) | (branch == 2)).all():
         raise _Unlike
-    body_size, body = np.full(count, -1), at + 1
+    body_size, body = np.full(len(maps), -1), at + 1
     present = branch == 2
     body_size[present], body[present] = _lengths(data, body[present])
     ends = body + np.maximum(body_size, 0)
-    numbers, at = _varints(data, np.concatenate([[start], ends[:-1]]))
+    last = np.cumsum(counts) - 1
+    if (ends[last] != block_ends).any():
+        raise _Unlike
+    starts = np.roll(ends, 1)
+    starts[last - counts + 1] = block_starts
+    numbers, at = _varints(data, starts)
     offset_size, offset = _lengths(data, at)
     enqueued_size, enqueued = _lengths(data, offset + offset_size)
-    if ends[-1] != end or (enqueued + enqueued_size != maps).any() or (enqueued_size > 63).any():
+    if (enqueued + enqueued_size != maps).any() or (enqueued_size > 63).any():
         raise _Unlike
     # between the two texts lies one length byte below 128, so both are checked to be UTF-8 at once
     b"\0".join([content[a:z] for a, z in zip(offset.tolist(), maps.tolist(), strict=True)]).decode()

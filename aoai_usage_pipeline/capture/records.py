@@ -24,12 +24,12 @@ MAX_BODY_BYTES = 4 * 2**20
 """A larger body is not looked into: a gateway sends 200 KB at the most, and Event Hubs takes 1 MB on every tier but dedicated clusters."""
 
 _FETCHES = 4
-_FETCH_FILES, _FETCH_BYTES, _AHEAD_BYTES = 16, 4 * 2**20, 64 * 2**20
+_FETCH_FILES, _FETCH_BYTES, _AHEAD_BYTES = 32, 4 * 2**20, 64 * 2**20
 _FILES_TOLD, _SECONDS_TOLD = 1000, 30
 _GAPS_TOLD = 20
 _HEAD_BYTES = 400
 _SAMPLED_FIRST, _SAMPLED_EVERY = 10, 100
-_BATCH_ROWS = 8_192
+_BATCH_ROWS = 5_000
 _BATCH_BYTES = 8 * 2**20
 SCHEMA = pa.schema(
     {
@@ -91,22 +91,19 @@ def batches(store: ObjectStore, reads: list[FileRead], opener: Opener, progress:
     group: list[tuple[FileRead, avro.Records]] = []
     rows, told = 0, time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(_FETCHES) as pool:
-        for number, (read, content) in enumerate(_fetch_ahead(pool, store, reads)):
-            if number % _FILES_TOLD == 0 or time.monotonic() - told > _SECONDS_TOLD:
+        for fetched in _fetch_ahead(pool, store, reads):
+            number, read = fetched[0][0].number, fetched[0][0]
+            if number // _FILES_TOLD != (number - len(fetched)) // _FILES_TOLD or time.monotonic() - told > _SECONDS_TOLD:
                 progress(number, len(reads), f"read {read.file.object.name}")
                 told = time.monotonic()
-            if content is None:
-                continue
-            try:
-                records = avro.read(content)
-            except avro.Unreadable as error:
-                read.reason = str(error)
-                continue
-            if not len(records):
-                continue
-            group.append((read, records))
-            rows += len(records)
-            if rows >= _BATCH_ROWS or sum(len(r.content) for _, r in group) >= _BATCH_BYTES:
+            there = [(read, content) for read, content in fetched if content is not None]
+            for (read, _), records in zip(there, avro.read_many([content for _, content in there]), strict=True):
+                if isinstance(records, avro.Unreadable):
+                    read.reason = str(records)
+                elif len(records):
+                    group.append((read, records))
+                    rows += len(records)
+            if rows >= _BATCH_ROWS or sum(map(len, _contents(group))) >= _BATCH_BYTES:
                 yield from _batch(group, opener)
                 group, rows = [], 0
     if group:
@@ -124,8 +121,13 @@ def _fetch(store: ObjectStore, read: FileRead) -> bytes | None:
     return content
 
 
-def _fetch_ahead(pool: concurrent.futures.Executor, store: ObjectStore, reads: Iterable[FileRead]) -> Iterator[tuple[FileRead, bytes | None]]:
-    """Each file with its content, the next few groups of files being fetched while one is decoded."""
+def _contents(group: list[tuple[FileRead, avro.Records]]) -> list[bytes]:
+    """The contents that the records of a group are slices of, each once and in order."""
+    return list({id(records.content): records.content for _, records in group}.values())
+
+
+def _fetch_ahead(pool: concurrent.futures.Executor, store: ObjectStore, reads: Iterable[FileRead]) -> Iterator[list[tuple[FileRead, bytes | None]]]:
+    """The files in small groups, each with its content, the next few groups being fetched while one is decoded."""
 
     def fetch_all(group: list[FileRead]) -> list[tuple[FileRead, bytes | None]]:
         return [(read, _fetch(store, read)) for read in group]
@@ -134,10 +136,10 @@ def _fetch_ahead(pool: concurrent.futures.Executor, store: ObjectStore, reads: I
     for group in _groups(reads):
         size = sum(read.file.object.size for read in group)
         while waiting and (len(waiting) > _FETCHES or size + sum(ahead for ahead, _ in waiting) > _AHEAD_BYTES):
-            yield from waiting.popleft()[1].result()
+            yield waiting.popleft()[1].result()
         waiting.append((size, pool.submit(fetch_all, group)))
     while waiting:
-        yield from waiting.popleft()[1].result()
+        yield waiting.popleft()[1].result()
 
 
 def _groups(reads: Iterable[FileRead]) -> Iterator[list[FileRead]]:
@@ -163,11 +165,13 @@ def _batch(group: list[tuple[FileRead, avro.Records]], opener: Opener) -> Iterat
             breaks = np.flatnonzero(np.diff(ordered) > 1)[:_GAPS_TOLD]
             read.gaps = tuple((int(ordered[i]) + 1, int(ordered[i + 1]) - 1) for i in breaks)
         at += count
-    content = group[0][1].content
-    if len(group) > 1:
-        content = b"".join(records.content for _, records in group)
-        starts = list(itertools.accumulate((len(records.content) for _, records in group[:-1]), initial=0))
-        fields[:, [avro.OFFSET, avro.ENQUEUED, avro.BODY]] += np.repeat(np.array(starts, np.int64), counts)[:, None]
+    contents = _contents(group)
+    content = contents[0]
+    if len(contents) > 1:
+        content = b"".join(contents)
+        starts = dict(zip(map(id, contents), itertools.accumulate(map(len, contents[:-1]), initial=0), strict=True))
+        moved = np.array([starts[id(records.content)] for _, records in group], np.int64)
+        fields[:, [avro.OFFSET, avro.ENQUEUED, avro.BODY]] += np.repeat(moved, counts)[:, None]
     which = np.repeat(np.arange(len(group), dtype=np.int32), counts)
     content, fields, which, index = _open(content, fields, which, opener)
     for (read, _), events in zip(group, np.bincount(which, minlength=len(group)).tolist(), strict=True):
@@ -203,7 +207,7 @@ def _slices(sizes: np.ndarray) -> Iterator[slice]:
     start = 0
     while start < len(sizes):
         before = int(ends[start - 1]) if start else 0
-        end = min(start + 2 * _BATCH_ROWS, max(start + 1, int(np.searchsorted(ends, before + _BATCH_BYTES, side="right"))))
+        end = min(start + 3 * _BATCH_ROWS, max(start + 1, int(np.searchsorted(ends, before + _BATCH_BYTES, side="right"))))
         yield slice(start, end)
         start = end
 

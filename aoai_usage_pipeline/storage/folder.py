@@ -21,6 +21,8 @@ class FolderStore:
     def __init__(self, path: str, *, create: bool) -> None:
         self.root = Path(path).absolute()
         self.url = str(self.root)
+        self._prefix = f"{self.root}{os.sep}"
+        self._staging: Path | None = None
         if create:
             self.root.mkdir(parents=True, exist_ok=True)
         elif not self.root.is_dir():
@@ -50,12 +52,16 @@ class FolderStore:
 
     def read(self, name: str) -> tuple[bytes, str]:
         try:
-            with open(self.root / name, "rb") as file:
-                before = _etag(os.fstat(file.fileno()))
-                content = file.read()
-                if _etag(os.fstat(file.fileno())) != before:
+            with open(f"{self._prefix}{name}", "rb", buffering=0) as file:
+                stat = os.fstat(file.fileno())
+                content = os.read(file.fileno(), stat.st_size + 1)
+                # a read may give less than it is asked for
+                while more := len(content) < stat.st_size and os.read(file.fileno(), stat.st_size):
+                    content += more
+                etag = _etag(stat)
+                if _etag(os.fstat(file.fileno())) != etag:
                     raise Changed(f"{self.root / name} was written while it was read")
-                return content, before
+                return content, etag
         except (FileNotFoundError, NotADirectoryError):
             raise NotFound(f"{self.root / name} does not exist") from None
 
@@ -70,13 +76,12 @@ class FolderStore:
 
     def etag(self, name: str) -> str | None:
         try:
-            return _etag(os.stat(self.root / name))
+            return _etag(os.stat(f"{self._prefix}{name}"))
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def write(self, name: str, content: bytes | Path, *, replacing: str | None) -> str:
-        target = self.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = f"{self._prefix}{name}"
         staged = content if isinstance(content, Path) else self.staging() / uuid.uuid4().hex
         if isinstance(content, bytes):
             staged.write_bytes(content)
@@ -85,17 +90,21 @@ class FolderStore:
             if self.etag(name) != replacing:
                 staged.unlink()
                 raise Changed(f"{target} was replaced by another run")
-            os.replace(staged, target)
+            try:
+                os.replace(staged, target)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                os.replace(staged, target)
             return _etag(os.stat(target))
 
     def delete(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
 
     def staging(self) -> Path:
-        folder = self.root / ".staging"
-        if not folder.exists():
-            folder.mkdir(exist_ok=True)
-        return folder
+        if self._staging is None:
+            self._staging = self.root / ".staging"
+            self._staging.mkdir(exist_ok=True)
+        return self._staging
 
     def collect_staging(self) -> None:
         """Remove what killed runs left in the staging folder, once it is old enough to belong to no running one."""

@@ -164,7 +164,8 @@ class RequestDates:
 def write_index(lake: ObjectStore, manifest: Manifest, requests: pa.Table) -> None:
     """Keep the index of a capture date whose `request_hash` and `usage_date` are at hand, so that nobody reads its segments for it."""
     staged = lake.staging() / f"{uuid.uuid4().hex}.parquet"
-    pq.write_table(requests, staged)
+    # hashes neither repeat nor compress
+    pq.write_table(requests, staged, use_dictionary=["usage_date"], compression="none", write_statistics=False)
     _put_index(lake, manifest, staged)
 
 

@@ -1,6 +1,7 @@
 """Raw events: capture files decoded, recognised by their contract, and kept as immutable segments, one capture date at a time."""
 
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime as dt
@@ -26,6 +27,7 @@ from aoai_usage_pipeline.usage.identity import write_index
 from aoai_usage_pipeline.usage.normalize import keyed_hash, prepare, raw_events_select
 
 _STREAM_ROWS = 20_000
+_WRITES, _WRITES_AHEAD = 2, 4
 _FIELDS_TOLD = 50
 _EMPTY = tables.empty_select(tables.RAW_EVENTS)
 _DICTIONARY_COLUMNS = [c.name for c in tables.RAW_EVENTS if c.type == "VARCHAR" and c.name not in ("request_id", "offset")]
@@ -71,8 +73,13 @@ class _Work:
 class _Written:
     """What of a capture date was written in this run: its segments, and the requests in them."""
 
-    segments: dict[int, Segment] = dataclasses.field(default_factory=dict)
+    writes: "dict[int, concurrent.futures.Future[Segment]]" = dataclasses.field(default_factory=dict)
     requests: list[pa.Table] = dataclasses.field(default_factory=list)
+
+    @property
+    def segments(self) -> dict[int, Segment]:
+        """The segment of each hour, once it is in the lake."""
+        return {hour: write.result() for hour, write in self.writes.items()}
 
 
 class Ingest:
@@ -153,14 +160,19 @@ class Ingest:
         events = self._events(db, [read for part in reads.values() for read in part], progress)
         written = {work.date: _Written() for work in works}
         waiting = collections.deque(works)
-        for number, rows in _by_hour(events, np.cumsum([len(part) for *_, part in hours])):
-            date, hour, part = hours[number]
-            while waiting[0].date < date:
-                work = waiting.popleft()
-                yield work, reads[work.date], written[work.date]
-            written[date].segments[hour] = self._write_segment(date, hour, rows, part)
-            written[date].requests.append(rows.select(["request_hash", "usage_date"]).filter(pc.is_valid(rows["usage_date"])))
-        yield from ((work, reads[work.date], written[work.date]) for work in waiting)
+        ahead: collections.deque[concurrent.futures.Future[Segment]] = collections.deque()
+        with concurrent.futures.ThreadPoolExecutor(_WRITES) as pool:
+            for number, rows in _by_hour(events, np.cumsum([len(part) for *_, part in hours])):
+                date, hour, part = hours[number]
+                while waiting[0].date < date:
+                    work = waiting.popleft()
+                    yield work, reads[work.date], written[work.date]
+                if len(ahead) == _WRITES_AHEAD:
+                    ahead.popleft().result()
+                written[date].writes[hour] = pool.submit(self._write_segment, date, hour, rows, part)
+                ahead.append(written[date].writes[hour])
+                written[date].requests.append(rows.select(["request_hash", "usage_date"]).filter(pc.is_valid(rows["usage_date"])))
+            yield from ((work, reads[work.date], written[work.date]) for work in waiting)
 
     def _events(self, db: duckdb.DuckDBPyConnection, reads: list[_Read], progress: Callable[[int, int, str], None]) -> pa.RecordBatchReader:
         """The raw events of the files in their order; the engine works ahead of whoever takes them."""
@@ -195,12 +207,13 @@ class Ingest:
         with pa.OSFile(str(staged), "wb") as file:
             pq.write_table(events.select(names), file, use_dictionary=dictionaries, write_statistics=["usage_date"], store_schema=False)
         content = sorted((read.file.object.name, read.content) for read in reads if read.records)
-        name = f"{folder(date)}hour={hour:02}/{engine.digest(self.reader, content)}.parquet"
+        name = f"{folder(date)}hour={hour:02}-{engine.digest(self.reader, content)}.parquet"
         self._write_named(name, staged)
         return Segment(name, hour, len(events), int((~parsed).sum()), usage_dates, _unknown_fields(events))
 
     def _commit(self, db: duckdb.DuckDBPyConnection, work: "_Work", reads: list[_Read], written: _Written) -> Ingested | Unbalanced:
         """Replace the date's manifest by one that names the new segments; a run that is killed before leaves only unreferenced files."""
+        new = written.segments
         if wrong := [read for read in reads if read.events != sum(read.counts) or read.events < read.records]:
             return Unbalanced("; ".join(f"{r.file.object.name}: {r.events} captured, {sum(r.counts)} came out" for r in wrong))
         before = work.before
@@ -208,10 +221,10 @@ class Ingest:
         vanished = [entry for entry in before.files if entry.hour in work.hours and entry.blob not in listed]
         segments = [segment for segment in before.segments if segment.hour not in work.hours]
         for hour in sorted(work.hours):
-            segment = written.segments.get(hour)
+            segment = new.get(hour)
             if kept := [entry for entry in vanished if entry.hour == hour and entry.records]:
                 old = [s.name for s in before.segments if s.hour == hour]
-                segment = self._keep(db, f"{folder(work.date)}hour={hour:02}/", hour, segment, kept, old)
+                segment = self._keep(db, f"{folder(work.date)}hour={hour:02}-", hour, segment, kept, old)
             segments += [segment] if segment else []
         files = [entry for entry in before.files if entry.hour not in work.hours] + vanished + [read.entry() for read in reads]
         manifest = Manifest(
@@ -223,7 +236,7 @@ class Ingest:
         if manifest.quarantined:
             manifest = dataclasses.replace(manifest, quarantine=self._write_quarantine(db, manifest))
         self._manifests.put(manifest, replacing=work.etag)
-        if manifest.segments and {s.name for s in manifest.segments} == {s.name for s in written.segments.values()}:
+        if manifest.segments and {s.name for s in manifest.segments} == {s.name for s in new.values()}:
             write_index(self._lake, manifest, pa.concat_tables(written.requests))
         self._collect(manifest, before)
         return Ingested(manifest, len(reads))
