@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
+from aoai_usage_pipeline.reference.capacity import Capacity, Reservation, Values, check_capacity, check_reservation
+
 METERS = (
     "input",
     "cached_input",
@@ -40,6 +42,7 @@ class _Spec:
     gives: tuple[str, ...]
     required: tuple[str, ...] = ()
     unique: str | None = None
+    to_the_minute: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -59,6 +62,24 @@ DEPLOYMENTS = _Spec(
     ("model", "model_version", "deployment_sku", "region"),
 )
 COST_CENTERS = _Spec("cost_centers.csv", ("subscription_id", "product", "application"), ("team", "cost_center", "department"))
+CAPACITY = _Spec(
+    "capacity.csv",
+    ("gateway", "deployment"),
+    (
+        "capacity_id", "ptus", "hourly_price", "currency", "idle_to", "method", "shares", "fixed_part", "output_ratio", "units_per_ptu_minute",
+        "deployment_sku", "region", "source",
+    ),
+    ("deployment", "ptus", "hourly_price", "currency"),
+    "capacity_id",
+    to_the_minute=True,
+)  # fmt: skip
+RESERVATIONS = _Spec(
+    "reservations.csv",
+    (),
+    ("reservation_id", "deployment_sku", "region", "ptus", "term_price", "term", "currency", "idle_to", "source"),
+    ("reservation_id", "deployment_sku", "ptus", "term_price", "term", "currency"),
+    "reservation_id",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,14 +102,23 @@ class Reference:
     price_book: tuple[Row, ...]
     deployments: tuple[Row, ...]
     cost_centers: tuple[Row, ...]
+    capacity: tuple[Capacity, ...] = ()
+    reservations: tuple[Reservation, ...] = ()
 
     def on(self, day: dt.date) -> "Reference":
         """The rows that are in force on a day."""
-        return Reference(*(tuple(row for row in rows if row.effective_on(day)) for rows in (self.price_book, self.deployments, self.cost_centers)))
+        return Reference(
+            *(tuple(row for row in rows if row.effective_on(day)) for rows in (self.price_book, self.deployments, self.cost_centers)),
+            capacity=tuple(part for row in self.capacity if (part := row.on(day))),
+            reservations=tuple(part for row in self.reservations if (part := row.on(day))),
+        )
 
-    def content(self) -> list[list[dict[str, str | None]]]:
+    def content(self) -> list[list[Values]]:
         """What the rows say, without where they stand in the file."""
-        return [sorted((row.values for row in rows), key=str) for rows in (self.price_book, self.deployments, self.cost_centers)]
+        matched = [[row.values for row in rows] for rows in (self.price_book, self.deployments, self.cost_centers)]
+        fixed = [[dataclasses.asdict(row) for row in rows] for rows in (self.capacity, self.reservations)]
+        as_text = [[{name: str(value) for name, value in values.items()} for values in rows] for rows in fixed]
+        return [sorted(rows, key=str) for rows in (*matched, *as_text)]
 
 
 def load(folder: Path) -> Reference:
@@ -97,9 +127,15 @@ def load(folder: Path) -> Reference:
         raise ReferenceDataError(f"folder {folder} does not exist (AOAI_REFERENCE_DIR)")
     faults: list[str] = []
     rows = [_read(folder / spec.name, spec, faults) for spec in (PRICE_BOOK, DEPLOYMENTS, COST_CENTERS)]
+    capacity, reservations = (_read(folder / spec.name, spec, faults) for spec in (CAPACITY, RESERVATIONS))
+    faults.extend(f"{folder / CAPACITY.name}: {fault}" for fault in _mixed_currencies(capacity, reservations))
     if faults:
         raise ReferenceDataError("\n".join(faults))
-    return Reference(*rows)
+    return Reference(
+        *rows,
+        capacity=tuple(Capacity.of(row.values, row.effective_from, row.effective_to) for row in capacity),
+        reservations=tuple(Reservation.of(row.values, row.effective_from, row.effective_to) for row in reservations),
+    )
 
 
 def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
@@ -150,12 +186,17 @@ def _row(spec: _Spec, line: int, given: dict[str, str], fault: Callable[[str, st
     for name in spec.required:
         if values[name] is None:
             fault(name, "must not be blank")
-    dates = {name: _date(name, given.get(name, ""), fault) for name in ("effective_from", "effective_to")}
+    read = _minute if spec.to_the_minute else _date
+    dates = {name: read(name, given.get(name, ""), fault) for name in ("effective_from", "effective_to")}
     start, end = dates["effective_from"], dates["effective_to"]
     if start and end and start >= end:
         fault("effective_to", f"{end} is not after effective_from {start}")
     if spec is PRICE_BOOK:
         _check_price(values, fault)
+    elif spec is CAPACITY:
+        check_capacity(values, start, fault)
+    elif spec is RESERVATIONS:
+        check_reservation(values, fault)
     return Row(line, values, start, end)
 
 
@@ -201,6 +242,20 @@ def _date(name: str, text: str, fault: Callable[[str, str], None]) -> dt.date | 
         return None
 
 
+def _minute(name: str, text: str, fault: Callable[[str, str], None]) -> dt.datetime | None:
+    if len(text) == len("2026-09-01T10:15Z"):
+        try:
+            return dt.datetime.strptime(text, "%Y-%m-%dT%H:%MZ")
+        except ValueError:
+            fault(name, f"{text!r} is not a minute such as 2026-09-01T10:15Z")
+            return None
+    return _midnight(_date(name, text, fault))
+
+
+def _midnight(day: dt.date | None) -> dt.datetime | None:
+    return dt.datetime.combine(day, dt.time()) if day else None
+
+
 def _conflicts(spec: _Spec, rows: list[Row]) -> Iterator[str]:
     """Rows that could both be the best match of one event, and repeated ids."""
     if spec.unique:
@@ -210,7 +265,7 @@ def _conflicts(spec: _Spec, rows: list[Row]) -> Iterator[str]:
             if first != row.line:
                 yield f"line {row.line}, column {spec.unique}: {row.values[spec.unique]!r} is also in line {first}"
     groups: dict[tuple[object, int], dict[tuple[str, ...], list[Row]]] = {}
-    for row in rows:
+    for row in rows if spec.matches else ():
         exact = tuple(name for name in spec.matches if row.values[name] is not None)
         groups.setdefault((row.values.get("meter"), len(exact)), {}).setdefault(exact, []).append(row)
     ties: dict[int, int] = {}
@@ -237,3 +292,18 @@ def _overlap(first: Row, second: Row) -> bool:
     return (first.effective_to is None or second.effective_from is None or second.effective_from < first.effective_to) and (
         second.effective_to is None or first.effective_from is None or first.effective_from < second.effective_to
     )
+
+
+def _mixed_currencies(capacity: tuple[Row, ...], reservations: tuple[Row, ...]) -> Iterator[str]:
+    """Capacity that a reservation covers, but in another currency: the two cannot be netted."""
+    for row, reservation in itertools.product(capacity, reservations):
+        mine, other = row.values, reservation.values
+        covered = mine["deployment_sku"] is not None and all(mine[name] == other[name] for name in ("deployment_sku", "region"))
+        dated = dataclasses.replace(
+            reservation, effective_from=_midnight(reservation.effective_from), effective_to=_midnight(reservation.effective_to)
+        )
+        if covered and mine["currency"] and other["currency"] and mine["currency"] != other["currency"] and _overlap(row, dated):
+            yield (
+                f"line {row.line}, column currency: {mine['currency']}, but line {reservation.line} of {RESERVATIONS.name}, which covers it, "
+                f"is in {other['currency']}"
+            )
