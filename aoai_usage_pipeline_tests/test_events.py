@@ -43,12 +43,17 @@ def ledger(pipeline: Pipeline) -> tuple[int, int]:
 # --- contract v2
 
 
-def test_the_schema_has_an_example_that_is_valid_and_in_order():
+def test_the_schema_has_examples_that_are_valid_and_in_order():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    [example] = SCHEMA["examples"]
-    VALID.validate(example)
+    for example in SCHEMA["examples"]:
+        VALID.validate(example)
+        assert list(example) == [name for name in SCHEMA["properties"] if name in example]
     assert list(SCHEMA["properties"])[-1] == "content"
-    assert list(example) == [name for name in SCHEMA["properties"] if name in example]
+
+
+@pytest.mark.parametrize("content", [{"request": [], "response": None}, {"request": {}, "response": 5}, "text"])
+def test_the_schema_says_what_content_is(content):
+    assert not VALID.is_valid(SCHEMA["examples"][0] | {"content": content})
 
 
 def test_a_v2_event_says_everything_a_price_needs(tmp_path):
@@ -179,7 +184,11 @@ def private_bodies() -> list[bytes]:
         seed_event("s2", NOON, chat(1, 1), Prompt=[{"content": said * 9_000}])[:200_000],
         hub_event("h1", NOON, 1, 1, 2, RequestIp="203.0.113.77", endUserId="CANARY-USER", sessionId="CANARY-USER"),
         v2_event(
-            "v1", chat(1, 1), endUser="CANARY-USER", clientTag="ada@canary.example 203.0.113.77", content={"request": messages, "response": answer}
+            "v1",
+            chat(1, 1),
+            endUser="CANARY-USER",
+            clientTag="ada@canary.example 203.0.113.77",
+            content={"request": {"messages": messages}, "response": {"choices": answer}},
         ),
         private_event(json.dumps(whole), "CANARY-KEY", request=json.dumps({"messages": messages})),
         json.dumps(
