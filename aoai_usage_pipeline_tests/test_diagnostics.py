@@ -55,9 +55,9 @@ def envelope(*records: Any) -> bytes:
     return json.dumps({"records": records}).encode()
 
 
-def bill(root: Path, *files: list[bytes | None], at: dt.datetime = NOON) -> Pipeline:
+def bill(root: Path, *files: list[bytes | None], at: dt.datetime = NOON, **changes: Any) -> Pipeline:
     """One capture file for each list of bodies, ten minutes apart, all the way to the published file."""
-    pipeline = support.installation(root)
+    pipeline = support.installation(root, **changes)
     numbers = itertools.count()
     for n, bodies in enumerate(files):
         window = at + n * dt.timedelta(minutes=10)
