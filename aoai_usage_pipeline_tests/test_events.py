@@ -310,6 +310,8 @@ SAMPLES = [
     private_event(json.dumps({"id": "p1", "usage": chat(1, 2)})),
     json.dumps([{"TimeGenerated": "2026-10-05T12:00:00Z", "Consumer": "HR", "Model": "gpt-4o", "InputTokens": 1, "OutputTokens": 2}]).encode(),
     envelope(llm_log("c1"), gateway_log("c1")),
+    v2_event("v2", content={"request": {"messages": [{"content": "hello"}]}, "response": {"choices": [{"message": {"content": "hi"}}]}}),
+    envelope(*(llm_log("c2", prompt=None, responseMessages='[{"content": "hi"}]', sequenceNumber=n) for n in (0, 1))),
 ]
 VALUES: list[Any] = [None, True, -1, 0, 1.5, 10**30, "", "x", "null", [], {}, [[]], {"a": {"b": [1]}}, "\ud800", "\x00", "é" * 99, "9" * 400]
 
@@ -355,10 +357,14 @@ KINDS = ["cut", "bytes", "types", "nested", "deep", "duplicate keys", "numbers",
 
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.sampled_from(range(len(SAMPLES))), st.sampled_from(KINDS), st.integers(0, 2**32)), min_size=20, max_size=60))
-def test_no_mutation_crashes_the_pipeline_or_loses_a_record(tmp_path_factory, mutations):
+@given(
+    st.lists(st.tuples(st.sampled_from(range(len(SAMPLES))), st.sampled_from(KINDS), st.integers(0, 2**32)), min_size=20, max_size=60),
+    st.sampled_from(["off", "on"]),
+)
+def test_no_mutation_crashes_the_pipeline_or_loses_a_record(tmp_path_factory, mutations, switch):
     bodies = [mutated(SAMPLES[which], kind, random.Random(seed)) for which, kind, seed in mutations]
-    pipeline = bill(tmp_path_factory.mktemp("fuzz"), [*bodies, seed_event("good", NOON, chat(1, 1))])
+    switches = {"estimate_usage": switch, "keep_content": switch}
+    pipeline = bill(tmp_path_factory.mktemp("fuzz"), [*bodies, seed_event("good", NOON, chat(1, 1))], **switches)
     captured, counted = ledger(pipeline)
     assert captured == counted >= len(bodies) + 1
     assert rows(pipeline, "SELECT prompt_tokens FROM enriched_usage WHERE request_id = 'good'") == [(1,)]

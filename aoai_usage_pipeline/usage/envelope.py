@@ -65,11 +65,11 @@ class Envelopes:
         opened: list[Names | str] = []
         calls: dict[str, list[tuple[Names, Names]]] = {}
         for record, part in _records(text, start.end()) if start else _single(text):
-            kind, names = _named(record)
+            kind, names, news = _named(record)
             if not kind:
                 opened.append(part)
                 continue
-            flat = self._flat(kind, names)
+            flat = self._flat(kind, names) | news
             if self.estimated and kind == "llm_log":
                 # a record without an id is a call of its own
                 calls.setdefault(str(names.get("correlationid") or f"#{len(opened)}"), []).append((names, flat))
@@ -81,7 +81,8 @@ class Envelopes:
 
     def _flat(self, kind: str, names: Names) -> Names:
         """A diagnostics record as a flat body."""
-        flat = {name: value for name, value in names.items() if name in _declared(kind) and not isinstance(value, dict | list)}
+        declared = _declared(kind)
+        flat = {name: value for name, value in names.items() if name in declared and not isinstance(value, dict | list)}
         if kind == "gateway_log":
             path = str(names.get("backendurl") or names.get("url") or "").partition("?")[0]
             flat["llm"] = bool(_LLM_PATH.search(path))
@@ -91,7 +92,8 @@ class Envelopes:
             flat["answer"] = json.loads(answers.read(response)) if isinstance(response, str) else None
         if self.kept:
             flat |= {name: names[name] for name in _CONTENT if name in names}
-        return flat | {"azure_monitor": kind} | dict.fromkeys(sorted(names.keys() - _known(kind)))
+        flat["azure_monitor"] = kind
+        return flat
 
 
 def _records(text: str, at: int) -> Iterator[tuple[Any, str]]:
@@ -118,36 +120,43 @@ def _single(text: str) -> Iterator[tuple[Any, str]]:
         return
 
 
-def _named(record: Any) -> tuple[str | None, Names]:
-    """Which diagnostics a record is, and everything it says by name, its properties included; None for any other record."""
+def _named(record: Any) -> tuple[str | None, Names, Names]:
+    """Which diagnostics a record is, everything it says by name, its properties included, and the names that nobody knows, without values;
+    None for any other record.
+    """
     if not isinstance(record, dict):
-        return None, {}
+        return None, {}, {}
     names = {name.lower(): value for name, value in record.items()}
     kind = _CATEGORIES.get(str(names.get("category", names.get("category_s", names.get("type", "")))).lower())
     if not kind:
-        return None, {}
-    names = _plain(names, kind)
-    properties = names.get("properties")
+        return None, {}, {}
+    properties = names.get("properties", names.get("properties_s"))
     if isinstance(properties, str):
         try:
             properties = answers.DECODER.decode(properties)
         except (ValueError, RecursionError):
             properties = None
     if isinstance(properties, dict):
-        names |= _plain({name.lower(): value for name, value in properties.items()}, kind)
-    return kind, names
+        names |= {name.lower(): value for name, value in properties.items()}
+    news = names.keys() - _known(kind)
+    return kind, names, _plain(names, kind, sorted(news)) if news else {}
 
 
-def _plain(names: Names, kind: str) -> Names:
-    """Names as the documentation has them: the table AzureDiagnostics puts a column's type behind them, and makes numbers doubles."""
-    for name in sorted(names.keys() - _known(kind)):
+def _plain(names: Names, kind: str, news: list[str]) -> Names:
+    """Give names as the documentation has them to what the table AzureDiagnostics renamed: it puts a column's type behind its name, and makes
+    numbers doubles. Returns the names that stay unknown, without values.
+    """
+    unknown: Names = {}
+    for name in news:
         plain, suffix = name[:-2], name[-2:]
-        if suffix in _TYPE_SUFFIXES and plain in _known(kind):
-            value = names.pop(name)
-            if suffix == "_d" and isinstance(value, str) and (number := _WHOLE_NUMBER.fullmatch(value)):
-                value = number.group(1)
-            names.setdefault(plain, value)
-    return names
+        if suffix not in _TYPE_SUFFIXES or plain not in _known(kind):
+            unknown[name] = None
+            continue
+        value = names[name]
+        if suffix == "_d" and isinstance(value, str) and (number := _WHOLE_NUMBER.fullmatch(value)):
+            value = number.group(1)
+        names.setdefault(plain, value)
+    return unknown
 
 
 def _estimate(call: list[Names]) -> str | None:
