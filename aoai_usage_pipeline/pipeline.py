@@ -91,7 +91,14 @@ class Pipeline:
         from aoai_usage_pipeline.usage.raw_events import Ingest
 
         return Ingest(
-            self.capture, self.lake, self.manifests, self.names, self.settings.start_date, self.hash_key, self.settings.estimate_usage == "on"
+            self.capture,
+            self.lake,
+            self.manifests,
+            self.names,
+            self.settings.start_date,
+            self.hash_key,
+            estimated=self.settings.estimate_usage == "on",
+            kept=self.settings.keep_content == "on",
         )
 
     def ingest(self, dates: Sequence[dt.date], progress: Progress | None = None) -> "dict[dt.date, Ingested]":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 DEFAULT_NAME_FORMAT = "{Namespace}/{EventHub}/{PartitionId}/{Year}/{Month}/{Day}/{Hour}/{Minute}/{Second}"
 EXAMPLE_REFERENCE_DIR = Path(__file__).parent / "reference" / "example"
-_CHOICES = {"automation": ("stopped", "running"), "estimate_usage": ("off", "on")}
+_CHOICES = {"automation": ("stopped", "running"), "estimate_usage": ("off", "on"), "keep_content": ("off", "on")}
 
 
 class SettingsError(ValueError):
@@ -29,6 +29,7 @@ class Settings:
     start_date: dt.date = dt.date(2024, 1, 1)
     automation: str = "stopped"
     estimate_usage: str = "off"
+    keep_content: str = "off"
     min_coverage: Decimal = Decimal("0.95")
     hash_key: str | None = dataclasses.field(default=None, repr=False)
     storage_connection_string: str | None = dataclasses.field(default=None, repr=False)

@@ -107,6 +107,7 @@ service_tier      VARCHAR  service tier the response named
     + _AUDIO
     + """
 usage_source      VARCHAR  reported or estimated; NULL when the event carries no usage
+body              VARCHAR  text of the body, prompts and answers included; NULL unless AOAI_KEEP_CONTENT is on
 """
 )
 

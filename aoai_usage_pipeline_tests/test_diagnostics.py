@@ -55,9 +55,9 @@ def envelope(*records: Any) -> bytes:
     return json.dumps({"records": records}).encode()
 
 
-def bill(root: Path, *files: list[bytes | None], at: dt.datetime = NOON) -> Pipeline:
+def bill(root: Path, *files: list[bytes | None], at: dt.datetime = NOON, **changes: Any) -> Pipeline:
     """One capture file for each list of bodies, ten minutes apart, all the way to the published file."""
-    pipeline = support.installation(root)
+    pipeline = support.installation(root, **changes)
     numbers = itertools.count()
     for n, bodies in enumerate(files):
         window = at + n * dt.timedelta(minutes=10)
@@ -101,6 +101,77 @@ def test_spelling_and_form_do_not_matter(tmp_path, change):
 def test_a_record_may_come_alone_in_an_array_or_indented(tmp_path, form):
     pipeline = bill(tmp_path, [form(llm_log("c1")).encode(), form(gateway_log("c1")).encode()])
     assert rows(pipeline, CALL) == [WHOLE]
+
+
+TYPES = {"correlationId": "_g", "isStreamCompletion": "_b", "time": "_t"}
+NUMBERS = ("promptTokens", "completionTokens", "totalTokens", "promptCachedTokens", "responseCode", "sequenceNumber")
+
+
+def table_row(record: dict[str, Any], whole: type) -> dict[str, Any]:
+    """A record as the table AzureDiagnostics has it: flat, types behind the names, and numbers as doubles."""
+    flat = {name: value for name, value in (record | record["properties"]).items() if name != "properties"}
+    row = {"Category": flat.pop("category"), "Type": "AzureDiagnostics", "TimeGenerated": flat["time"], "ResourceId": flat.pop("resourceId")}
+    return row | {
+        name + TYPES.get(name, "_d" if name in NUMBERS else "_s"): whole(value) if name in NUMBERS else value for name, value in flat.items()
+    }
+
+
+def test_columns_of_the_older_table_are_read_like_plain_names(tmp_path):
+    calls = [*itertools.product([float, int], [str, str.upper, str.lower]), None]
+    records: list[dict[str, Any]] = []
+    for n, call in enumerate(calls):
+        halves = [llm_log(f"c{n}", promptCachedTokens=100), gateway_log(f"c{n}", status=429)]
+        records += [{call[1](name): value for name, value in table_row(half, call[0]).items()} for half in halves] if call else halves
+    assert sum("promptTokens" in record.get("properties", record) for record in records) == 1
+    pipeline = bill(tmp_path, [envelope(*records)])
+    columns = "request_id, subscription_id, product, deployment, model, prompt_tokens, cached_tokens, status_code, operation, gateway, event_time"
+    at = NOON + dt.timedelta(microseconds=123456)
+    assert rows(pipeline, f"SELECT {columns}, time_source FROM enriched_usage ORDER BY request_id") == [
+        (f"c{n}", "sales", "hr", "chat", "gpt-4o", 150, 100, 429, "ChatCompletions_Create", "apim", at, "event") for n in range(len(calls))
+    ]
+
+
+def test_odd_rows_of_the_older_table(tmp_path):
+    """No time but the table's; zero as a double; a plain name beside one with a type, which it wins over."""
+    timeless = {name: value for name, value in table_row(llm_log("c1"), float).items() if name != "time_t"}
+    zeros = [llm_log(f"zero {n}", promptTokens=zero, completionTokens=zero, totalTokens=zero) for n, zero in enumerate([0.0, "0.0", 0])]
+    zeros.append(table_row(llm_log("zero 4", prompt=0, completion=0), float))
+    pipeline = bill(tmp_path, [envelope(timeless, *zeros, llm_log("twice", promptTokens_d=7.0))])
+    assert rows(pipeline, "SELECT DISTINCT time_source FROM enriched_usage") == [("event",)]
+    shown = rows(pipeline, "SELECT prompt_tokens, pricing_status FROM enriched_usage ORDER BY request_id")
+    assert shown == [(150, "priced"), (150, "priced"), *[(None, "no_usage")] * 4]
+
+
+def test_fields_that_diagnostics_never_had_are_reported(tmp_path):
+    usage = llm_log("c1", audioTokens=5, SomethingNew_s="CANARY-PROMPT") | {"cloud": {"name": "x"}}
+    identity = gateway_log("c1") | {"properties": json.dumps(gateway_log("c1")["properties"] | {"ada@example.com": 1})}
+    pipeline = bill(tmp_path, [envelope(usage, identity)])
+    assert rows(pipeline, CALL) == [WHOLE]
+    assert [(row["contract"], row["field"]) for row in capture.new_fields(pipeline.manifests.all(), [NOON.date()])] == [
+        ("apim_gateway_log", "<redacted>"),
+        ("apim_llm_log", "audiotokens"),
+        ("apim_llm_log", "cloud"),
+        ("apim_llm_log", "somethingnew_s"),
+    ]
+
+
+def test_nothing_that_is_documented_is_reported_as_new(tmp_path):
+    usage = llm_log("c1", apiVersion="2024-10-21", requestId="chatcmpl-1", promptCachedTokens=0, completionReasoningTokens=0, responseMessages="[]")
+    common = {"DeploymentVersion": "0.49.0.0", "Level": 4, "Sku": "StandardV2", "Region": "East US", "location": "East US", "resultType": "Succeeded"}
+    common |= {"durationMs": 912, "truncated": 0, "tenantId": "t", "identity": {}, "operationVersion": "1", "resultSignature": "200"}
+    identity = gateway_log(
+        "c1", backendMethod="POST", backendResponseCode=200, backendProtocol="HTTP/1.1", backendTime=880, backendId="b", responseSize=1432, requestSize=980,
+        cache="none", apiRevision="1", userId="1", clientProtocol="HTTP/1.1", clientTlsVersion="1.2", lastError={"elapsed": 0}, requestHeaders={},
+        backendRequestBody="", responseBody="", clientTime=1, cacheTime=0, errors=[], traceRecords=[],
+    )  # fmt: skip
+    identity["properties"]["lastError_reason_s"] = "x"
+    published = json.loads((Path(__file__).parent / "data/azure_diagnostics.json").read_text())
+    records = [usage | common, identity | common, table_row(llm_log("c2"), float), published["GatewayLogs"], *published["RequestResponse"]]
+    pipeline = support.installation(tmp_path, start_date=dt.date(2024, 1, 1))
+    support.put(tmp_path / "capture", support.blob_name(NOON), support.capture_file([Captured(envelope(*records), NOON, 1)]))
+    support.run_all(pipeline, NOON.date(), NOON.date())
+    assert rows(pipeline, "SELECT parsed, quarantined FROM capture_files") == [(7, 0)]
+    assert capture.new_fields(pipeline.manifests.all(), [NOON.date()]) == []
 
 
 def test_a_call_around_midnight_counts_on_the_day_of_its_usage(tmp_path):

@@ -5,13 +5,18 @@ import importlib.resources
 import json
 import random
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import duckdb
 import jsonschema
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.reconcile import capture, usage
 from aoai_usage_pipeline.settings import Settings, SettingsError
@@ -43,12 +48,17 @@ def ledger(pipeline: Pipeline) -> tuple[int, int]:
 # --- contract v2
 
 
-def test_the_schema_has_an_example_that_is_valid_and_in_order():
+def test_the_schema_has_examples_that_are_valid_and_in_order():
     jsonschema.Draft202012Validator.check_schema(SCHEMA)
-    [example] = SCHEMA["examples"]
-    VALID.validate(example)
+    for example in SCHEMA["examples"]:
+        VALID.validate(example)
+        assert list(example) == [name for name in SCHEMA["properties"] if name in example]
     assert list(SCHEMA["properties"])[-1] == "content"
-    assert list(example) == [name for name in SCHEMA["properties"] if name in example]
+
+
+@pytest.mark.parametrize("content", [{"request": [], "response": None}, {"request": {}, "response": 5}, "text"])
+def test_the_schema_says_what_content_is(content):
+    assert not VALID.is_valid(SCHEMA["examples"][0] | {"content": content})
 
 
 def test_a_v2_event_says_everything_a_price_needs(tmp_path):
@@ -179,31 +189,115 @@ def private_bodies() -> list[bytes]:
         seed_event("s2", NOON, chat(1, 1), Prompt=[{"content": said * 9_000}])[:200_000],
         hub_event("h1", NOON, 1, 1, 2, RequestIp="203.0.113.77", endUserId="CANARY-USER", sessionId="CANARY-USER"),
         v2_event(
-            "v1", chat(1, 1), endUser="CANARY-USER", clientTag="ada@canary.example 203.0.113.77", content={"request": messages, "response": answer}
+            "v1",
+            chat(1, 1),
+            endUser="CANARY-USER",
+            clientTag="ada@canary.example 203.0.113.77",
+            content={"request": {"messages": messages}, "response": {"choices": answer}},
         ),
         private_event(json.dumps(whole), "CANARY-KEY", request=json.dumps({"messages": messages})),
         json.dumps(
             {"timestamp": support.culture(NOON), "appId": "app", "appSubscriptionKey": "CANARY-KEY", "promptTokens": "1", "responseTokens": "1"}
         ).encode(),
         envelope(log | {"callerIpAddress": "203.0.113.77"}, call | {"callerIpAddress": "203.0.113.77"}),
+        envelope(llm_log("c2", prompt=None, requestMessages=json.dumps(messages), responseMessages=json.dumps([answer[0]["message"]]))),
         json.dumps({"said": said, "ada@canary.example": "CANARY-KEY"}).encode(),
     ]
     return bodies + [body[:-3] for body in bodies]
 
 
-def test_nothing_private_passes_the_reader(tmp_path):
-    pipeline = bill(tmp_path, private_bodies())
-    assert rows(pipeline, "SELECT count(DISTINCT contract) FROM enriched_usage") == [(6,)]
-    written = [path for path in tmp_path.rglob("*") if path.is_file() and tmp_path / "capture" not in path.parents]
-    assert any(path.suffix == ".duckdb" for path in written)
-    for path in written:
-        texts = [path.read_bytes()]
+def canaries(root: Path, pipeline: Pipeline) -> dict[str, set[str]]:
+    """The canaries in each written file and in each published table."""
+    texts = {path: path.read_bytes() for path in root.rglob("*") if path.is_file() and root / "capture" not in path.parents}
+    assert any(path.suffix == ".duckdb" for path in texts)
+    for path in texts:
         if path.suffix == ".parquet":
-            texts.append(repr(rows(pipeline, f"SELECT * FROM read_parquet('{path}')")).encode())
-        for text in texts:
-            assert not [canary for canary in CANARIES if canary.encode() in text], path
+            texts[path] += repr(rows(pipeline, f"SELECT * FROM read_parquet('{path}')")).encode()
+    found = {str(path.relative_to(root)): {canary for canary in CANARIES if canary.encode() in text} for path, text in texts.items()}
     for table in ("enriched_usage", "quarantine", "daily_usage", "daily_billing", "capture_files"):
-        assert not [canary for canary in CANARIES if canary in repr(rows(pipeline, f"SELECT * FROM {table}"))], table
+        shown = repr(rows(pipeline, f"SELECT * FROM {table}"))
+        found[table] = {canary for canary in CANARIES if canary in shown}
+    return {where: seen for where, seen in found.items() if seen}
+
+
+def raw_events(pipeline: Pipeline, columns: str) -> list[tuple[Any, ...]]:
+    """Columns of the raw events that the manifests name now."""
+    names = [segment.name for manifest in pipeline.manifests.all() for segment in manifest.segments]
+    source = engine.read_parquet(pipeline.lake.local_paths(names), tables.empty_select(tables.RAW_EVENTS))
+    with duckdb.connect() as db:
+        return db.execute(f"SELECT {columns} FROM {source} ORDER BY sequence_number, record_index").fetchall()
+
+
+def kept_bodies(pipeline: Pipeline) -> list[bytes]:
+    return [body.encode() for (body,) in raw_events(pipeline, "body") if body]
+
+
+@pytest.mark.parametrize("estimate_usage", ["off", "on"])
+def test_nothing_private_passes_the_reader(tmp_path, estimate_usage):
+    pipeline = bill(tmp_path, private_bodies(), estimate_usage=estimate_usage)
+    assert rows(pipeline, "SELECT count(DISTINCT contract) FROM enriched_usage") == [(6,)]
+    assert rows(pipeline, "SELECT sum(estimated) FROM daily_quality") == [(estimate_usage == "on",)]
+    assert canaries(tmp_path, pipeline) == {}
+    assert not [path for path in (tmp_path / "lake/raw_events").rglob("*.parquet") if "body" in pq.read_schema(path).names]
+
+
+def test_the_switch_keeps_bodies_in_raw_events_and_no_key_anywhere(tmp_path):
+    bodies = private_bodies()
+    pipeline = bill(tmp_path, bodies, keep_content="on")
+    where = canaries(tmp_path, pipeline)
+    assert [name.rpartition("/")[0] for name in where] == [f"lake/raw_events/capture_date={NOON.date()}/hour={NOON.hour}"]
+    assert next(iter(where.values())) == set(CANARIES) - {"CANARY-KEY"}
+    kept = raw_events(pipeline, "contract, sequence_number, reason, body")
+    for contract, number, reason, body in kept:
+        if reason or contract in ("private_openai", "enterprise_azureai_event"):
+            assert body is None
+        elif contract.startswith("apim"):
+            assert "203.0.113.77" not in body
+            assert json.loads(body).get("requestmessages", json.loads(body).get("backendrequestbody")).count("CANARY-PROMPT") == 1
+        else:
+            assert body == bodies[number].decode()
+    assert {contract for contract, _, _, body in kept if body} == {
+        "seed_policy", "ai_hub_gateway", "contract_v2", "apim_llm_log", "apim_gateway_log"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["appSubscriptionKey", "APPSUBSCRIPTIONKEY"])
+def test_a_body_with_a_key_where_nobody_expects_it_is_not_kept(tmp_path, name):
+    bodies = [
+        seed_event("a", NOON, chat(1, 1), **{name: "CANARY-KEY"}),
+        v2_event("b", chat(1, 1), content={"request": json.dumps({name: "CANARY-KEY"})}),
+    ]
+    pipeline = bill(tmp_path, [*bodies, seed_event("c", NOON, chat(1, 1))], keep_content="on")
+    assert canaries(tmp_path, pipeline) == {}
+    assert raw_events(pipeline, "request_id, body IS NULL") == [("a", True), ("b", True), ("c", False)]
+
+
+def test_turning_the_switch_reads_the_days_again_and_takes_bodies_away_again(tmp_path):
+    bodies = [seed_event("a", NOON, chat(1, 1)), seed_event("b", NOON, chat(1, 1))]
+    bill(tmp_path, *([body] for body in bodies))
+    bills = []
+    for choice in ("on", "off", "on"):
+        pipeline = support.installation(tmp_path, keep_content=choice)
+        assert list(pipeline.changed_capture_dates(NOON.date(), NOON.date())) == [NOON.date()]
+        support.run_all(pipeline, NOON.date(), NOON.date())
+        assert pipeline.changed_capture_dates(NOON.date(), NOON.date()) == {}
+        assert kept_bodies(pipeline) == (bodies if choice == "on" else [])
+        bills.append(rows(pipeline, "SELECT * FROM daily_billing ORDER BY ALL"))
+    assert bills[0] == bills[1] == bills[2]
+    # of a capture file that is gone the events stay, but not their text
+    (tmp_path / "capture" / support.blob_name(NOON)).unlink()
+    pipeline = support.installation(tmp_path)
+    support.run_all(pipeline, NOON.date(), NOON.date())
+    assert raw_events(pipeline, "request_id") == [("a",), ("b",)]
+    assert kept_bodies(pipeline) == []
+    assert rows(pipeline, "SELECT * FROM daily_billing ORDER BY ALL") == bills[0]
+
+
+def test_the_switch_that_keeps_content_is_on_or_off():
+    assert Settings.from_env({}).keep_content == "off"
+    assert Settings.from_env({"AOAI_KEEP_CONTENT": "on"}).keep_content == "on"
+    with pytest.raises(SettingsError, match="AOAI_KEEP_CONTENT is 'yes'"):
+        Settings.from_env({"AOAI_KEEP_CONTENT": "yes"})
 
 
 # --- fuzzing
@@ -216,6 +310,8 @@ SAMPLES = [
     private_event(json.dumps({"id": "p1", "usage": chat(1, 2)})),
     json.dumps([{"TimeGenerated": "2026-10-05T12:00:00Z", "Consumer": "HR", "Model": "gpt-4o", "InputTokens": 1, "OutputTokens": 2}]).encode(),
     envelope(llm_log("c1"), gateway_log("c1")),
+    v2_event("v2", content={"request": {"messages": [{"content": "hello"}]}, "response": {"choices": [{"message": {"content": "hi"}}]}}),
+    envelope(*(llm_log("c2", prompt=None, responseMessages='[{"content": "hi"}]', sequenceNumber=n) for n in (0, 1))),
 ]
 VALUES: list[Any] = [None, True, -1, 0, 1.5, 10**30, "", "x", "null", [], {}, [[]], {"a": {"b": [1]}}, "\ud800", "\x00", "é" * 99, "9" * 400]
 
@@ -261,10 +357,14 @@ KINDS = ["cut", "bytes", "types", "nested", "deep", "duplicate keys", "numbers",
 
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.sampled_from(range(len(SAMPLES))), st.sampled_from(KINDS), st.integers(0, 2**32)), min_size=20, max_size=60))
-def test_no_mutation_crashes_the_pipeline_or_loses_a_record(tmp_path_factory, mutations):
+@given(
+    st.lists(st.tuples(st.sampled_from(range(len(SAMPLES))), st.sampled_from(KINDS), st.integers(0, 2**32)), min_size=20, max_size=60),
+    st.sampled_from(["off", "on"]),
+)
+def test_no_mutation_crashes_the_pipeline_or_loses_a_record(tmp_path_factory, mutations, switch):
     bodies = [mutated(SAMPLES[which], kind, random.Random(seed)) for which, kind, seed in mutations]
-    pipeline = bill(tmp_path_factory.mktemp("fuzz"), [*bodies, seed_event("good", NOON, chat(1, 1))])
+    switches = {"estimate_usage": switch, "keep_content": switch}
+    pipeline = bill(tmp_path_factory.mktemp("fuzz"), [*bodies, seed_event("good", NOON, chat(1, 1))], **switches)
     captured, counted = ledger(pipeline)
     assert captured == counted >= len(bodies) + 1
     assert rows(pipeline, "SELECT prompt_tokens FROM enriched_usage WHERE request_id = 'good'") == [(1,)]

@@ -4,6 +4,7 @@ import importlib
 import json
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.usage import contracts as package
@@ -58,6 +59,10 @@ def _contract(contract: Contract, about: str) -> str:
         lines.append(f"- Counts are placeholders, and unknown, when `{_cell(contract.placeholder)}`.")
     if contract.truncated_at:
         lines.append(f"- Of an event that the gateway cut off, everything before `{contract.truncated_at}` is read.")
+    if contract.estimate:
+        lines.append(f"- With `AOAI_ESTIMATE_USAGE`, usage that is missing is `{_cell(contract.estimate)}`.")
+    if contract.secrets:
+        lines.append(f"- Never stored: {', '.join(f'`{secret}`' for secret in contract.secrets)}.")
     if contract.ignores:
         lines.append(f"- Known and not read: {', '.join(f'`{field}`' for field in contract.ignores)}.")
     if not contract.billable:
@@ -72,13 +77,18 @@ def _schema(contract: Contract) -> str:
     if not path.exists():
         return ""
     schema = json.loads(path.read_text())
+    rows = _properties(schema["properties"])
+    examples = "\n".join(f"```json\n{json.dumps(example, indent=2)}\n```\n" for example in schema["examples"])
+    return f"\n## The message\n\n{schema['description']}\n\n| property | type | meaning |\n|---|---|---|\n{rows}\n{examples}"
+
+
+def _properties(properties: dict[str, Any], prefix: str = "") -> str:
     rows = ""
-    for name, value in schema["properties"].items():
+    for name, value in properties.items():
         types = value.get("type", [])
         text = " or ".join(f"{type_}" for type_ in ([types] if isinstance(types, str) else types)) or json.dumps(value.get("const"))
-        rows += f"| {name} | {text} | {value['description']} |\n"
-    example = json.dumps(schema["examples"][0], indent=2)
-    return f"\n## The message\n\n{schema['description']}\n\n| property | type | meaning |\n|---|---|---|\n{rows}\n```json\n{example}\n```\n"
+        rows += f"| {prefix}{name} | {text} | {value['description']} |\n" + _properties(value.get("properties", {}), f"{prefix}{name}.")
+    return rows
 
 
 def _cell(sql: str) -> str:

@@ -207,7 +207,7 @@ class Enrichment(_Stage):
         dates = ", ".join(f"DATE '{day}'" for day in days)
         empty = tables.empty_select(tables.RAW_EVENTS)
         source = engine.read_parquet(self._lake.local_paths(names), empty) if names else f"({empty})"
-        db.execute(f"CREATE TABLE events AS SELECT * FROM {source} WHERE reason IS NULL AND usage_date IN ({dates})")
+        db.execute(f"CREATE TABLE events AS SELECT * EXCLUDE (body) FROM {source} WHERE reason IS NULL AND usage_date IN ({dates})")
         columns = {"usage_date": "DATE", "request_id": "VARCHAR", "counts_on": "DATE", "copies": "BIGINT", "conflict": "BOOLEAN"}
         columns |= {c.name: c.type for name in COMPLETED for c in tables.RAW_EVENTS if c.name == name} | {"attributed": "BOOLEAN"}
         elsewhere = [(day, request_id, *rest) for day in days for request_id, rest in self._moved.get(day, {}).items()]

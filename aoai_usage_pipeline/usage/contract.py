@@ -49,9 +49,10 @@ class Contract:
     of the contract. `fields` gives text columns; missing ones are NULL. Counts come from `counts`, or from `usage`, the JSON text of an
     OpenAI usage object; `response` is the text of a whole answer of Azure OpenAI, whose parts the other expressions then have as `a` (see
     `answers.SHAPE`). `placeholder` says that the counts stand for missing usage. `ignores` are fields that are known and not read; any other
-    field is reported as new. `request_text` and `answer_text` are the fields from which usage may be estimated. Of a body that the gateway
-    cut off everything before the key `truncated_at` is read. `billable` is false for a record that is no request of its own and is kept as
-    evidence only.
+    field is reported as new. `estimate` gives a usage object, as JSON text, for a call that reports neither usage nor counts; it reads the
+    prompts and answers in `texts`, which have the form of `shape` and are parsed for nothing else. Of a body that the gateway cut off
+    everything before the key `truncated_at` is read. `secrets` are keys whose values are written nowhere. `billable` is false for a record
+    that is no request of its own and is kept as evidence only.
     """
 
     name: str
@@ -64,15 +65,15 @@ class Contract:
     counts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     placeholder: str = "false"
     ignores: tuple[str, ...] = ()
-    request_text: str | None = None
-    answer_text: str | None = None
+    texts: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    estimate: str | None = None
     truncated_at: str | None = None
+    secrets: tuple[str, ...] = ()
     billable: bool = True
 
     def shape_json(self, *, with_texts: bool) -> str:
         """The shape to parse; the fields of prompts and answers only where they are asked for."""
-        texts = [field for field in (self.request_text, self.answer_text) if field]
-        return json.dumps(dict(self.shape) | (dict.fromkeys(texts, "VARCHAR") if with_texts else {}))
+        return json.dumps({**self.shape, **(self.texts if with_texts else {})})
 
 
 @cache

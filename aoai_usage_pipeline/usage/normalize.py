@@ -80,14 +80,15 @@ def prepare(db: duckdb.DuckDBPyConnection, hash_key: bytes) -> None:
     db.create_function("keyed_hash", lambda text: keyed_hash(hash_key, text), ["VARCHAR"], "VARCHAR")
 
 
-def raw_events_select(source: str, *, start_date: dt.date, today: dt.date, estimated: bool) -> str:
+def raw_events_select(source: str, *, start_date: dt.date, today: dt.date, estimated: bool, kept: bool) -> str:
     """A SELECT giving `file`, what of `RAW_EVENTS` does not follow from the file, `unknown_fields` and `request_hash`, one row
     per row of `source`.
 
     `source` has file, partition (its full name), window_start, sequence_number, offset, enqueued_text, body (text, NULL for a null body),
     head (the body's first bytes), valid (whether the body was UTF-8), bytes, record_index, body_hash and sampled (whether to look for
     unknown fields). `prepare` must have been called. A usage date must lie between `start_date` and the day after `today`. With
-    `estimated`, usage that nobody reported is estimated from the text.
+    `estimated`, usage that nobody reported is estimated from the text. With `kept`, a body that was read stays as text, unless it may hold a
+    secret; a body that nothing reads may hold anything and never stays.
     """
     known = contracts()
     columns = tuple(c for c in tables.RAW_EVENTS if c.name not in FILE_COLUMNS)
@@ -102,11 +103,13 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date, estim
     answered = " ".join(f"WHEN {literal(c.name)} THEN answer({_over(c, c.response)})" for c in known if c.response) or "WHEN '' THEN NULL"
     fields = "\n        ".join(f"WHEN {literal(c.name)} THEN {_fields(c, estimated)}" for c in known)
     guess = " ".join(f"WHEN {literal(marker)} THEN {literal(c.name)}" for c in known for marker in c.markers)
-    known_fields = " ".join(f"WHEN {literal(c.name)} THEN [{', '.join(literal(f) for f in (*c.shape, *c.ignores))}]" for c in known)
+    known_fields = " ".join(f"WHEN {literal(c.name)} THEN [{', '.join(literal(f) for f in (*c.shape, *c.texts, *c.ignores))}]" for c in known)
     evidence = ", ".join(literal(c.name) for c in known if not c.billable) or "''"
     reported = ",\n    ".join(f"coalesce(f.r_{column}, {_USAGE_COUNTS.get(column, 'NULL')}) AS t_{column}" for column in COUNT_COLUMNS)
     counts = ",\n    ".join(f"token_count(t_{column}) AS {column}" for column in COUNT_COLUMNS)
     bad_count = " ".join(f"WHEN {c} NOT BETWEEN 0 AND {_MAX_TOKENS} THEN 'invalid_count: {c} is not a number of tokens'" for c in COUNT_COLUMNS)
+    secrets = literal("|".join(sorted({re.escape(secret) for c in known for secret in c.secrets})))
+    kept_body = f"CASE WHEN reason IS NULL AND NOT regexp_matches(body, {secrets}, 'i') THEN body END" if kept else "NULL"
     earliest = f"TIMESTAMP '{start_date}'"
     return f"""
 WITH marked AS (
@@ -229,6 +232,7 @@ FROM (
         coalesce(nullif(trim(request_id), ''), partition || '/' || sequence_number || coalesce('/' || record_index, '')) AS request_id,
         coalesce(contract, CASE marker {guess} END) AS contract,
         redacted(details) AS details,
+        {kept_body} AS body,
         coalesce(service, 'openai') AS service,
         CASE lower(service_tier) WHEN 'standard' THEN 'default' ELSE nullif(lower(service_tier), '') END AS service_tier
     ),
@@ -273,9 +277,9 @@ def _fields(contract: Contract, estimated: bool) -> str:
     """SQL: one struct with everything that a contract says of an event, the same shape for every contract."""
     texts = {column: contract.fields.get(column) for column in TEXT_COLUMNS}
     texts |= {f"r_{column}": contract.counts.get(column) for column in COUNT_COLUMNS} | {"usage_text": contract.usage, "estimate": None}
-    if estimated and contract.answer_text:
-        model = contract.fields.get("reported_model", "''")
-        call = f"estimate(coalesce(e.{contract.request_text}, ''), coalesce(e.{contract.answer_text}, ''), {model})"
-        texts["estimate"] = f"CASE WHEN coalesce({contract.usage}, 'null') = 'null' THEN {call} END"
+    if estimated and contract.estimate:
+        counts = ", ".join(f"token_count({sql})" for sql in contract.counts.values()) or "NULL"
+        unreported = f"coalesce({contract.usage or 'NULL'}, 'null') = 'null' AND coalesce({counts}) IS NULL"
+        texts["estimate"] = f"CASE WHEN {unreported} THEN {contract.estimate} END"
     parts = [f"{name} := CAST({_over(contract, sql)} AS VARCHAR)" for name, sql in texts.items()]
     return f"struct_pack({', '.join(parts)}, placeholder := {_over(contract, contract.placeholder)})"

@@ -22,7 +22,7 @@ from aoai_usage_pipeline.capture.names import CaptureFile, NameFormat
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest, Manifests, Segment, folder
 from aoai_usage_pipeline.storage import Changed, ObjectStore
-from aoai_usage_pipeline.usage import envelope
+from aoai_usage_pipeline.usage.envelope import Envelopes
 from aoai_usage_pipeline.usage.identity import write_index
 from aoai_usage_pipeline.usage.normalize import keyed_hash, prepare, raw_events_select
 
@@ -30,7 +30,7 @@ _STREAM_ROWS = 20_000
 _WRITES, _WRITES_AHEAD = 2, 4
 _FIELDS_TOLD = 50
 _EMPTY = tables.empty_select(tables.RAW_EVENTS)
-_DICTIONARY_COLUMNS = [c.name for c in tables.RAW_EVENTS if c.type == "VARCHAR" and c.name not in ("request_id", "offset")]
+_DICTIONARY_COLUMNS = [c.name for c in tables.RAW_EVENTS if c.type == "VARCHAR" and c.name not in ("request_id", "offset", "body")]
 
 
 class Unbalanced(Exception):
@@ -94,10 +94,11 @@ class Ingest:
         start_date: dt.date,
         hash_key: bytes,
         estimated: bool,
+        kept: bool,
     ) -> None:
         self._capture, self._lake, self._manifests, self._names, self._start_date = capture, lake, manifests, names, start_date
-        self._hash_key, self._estimated = hash_key, estimated
-        self.reader = engine.digest(engine.code_digest("capture", "usage"), start_date, keyed_hash(hash_key, "reader"), estimated)
+        self._hash_key, self._estimated, self._kept = hash_key, estimated, kept
+        self.reader = engine.digest(engine.code_digest("capture", "usage"), start_date, keyed_hash(hash_key, "reader"), estimated, kept)
 
     def changed(self, files: Iterable[CaptureFile], manifest: Manifest) -> dict[int, list[CaptureFile]]:
         """The hours of a capture date whose set of (blob, ETag) differs from the manifest's, with the files they have now.
@@ -178,9 +179,11 @@ class Ingest:
         """The raw events of the files in their order; the engine works ahead of whoever takes them."""
         prepare(db, self._hash_key)
         db.execute("SET preserve_insertion_order = true")
-        db.register("records", pa.RecordBatchReader.from_batches(records.SCHEMA, records.batches(self._capture, reads, envelope, progress)))
+        batches = records.batches(self._capture, reads, Envelopes(self._estimated, self._kept), progress)
+        db.register("records", pa.RecordBatchReader.from_batches(records.SCHEMA, batches))
         today = dt.datetime.now(dt.UTC).date()
-        return db.sql(raw_events_select("records", start_date=self._start_date, today=today, estimated=self._estimated)).to_arrow_reader(_STREAM_ROWS)
+        select = raw_events_select("records", start_date=self._start_date, today=today, estimated=self._estimated, kept=self._kept)
+        return db.sql(select).to_arrow_reader(_STREAM_ROWS)
 
     def _write_segment(self, date: dt.date, hour: int, events: pa.Table, reads: list[_Read]) -> Segment:
         """Write an hour's events, count them per file, and per usage date with their tokens."""
@@ -244,7 +247,9 @@ class Ingest:
     def _keep(self, db: duckdb.DuckDBPyConnection, prefix: str, hour: int, segment: Segment | None, kept: list[FileEntry], old: list[str]) -> Segment:
         """The segment with the rows of files that are gone from the store, out of the hour's old segments."""
         blobs = ", ".join(engine.literal(entry.blob) for entry in kept)
-        rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths(old), _EMPTY)} WHERE blob IN ({blobs})"
+        body = "body" if self._kept else "NULL"
+        old_rows = engine.read_parquet(self._lake.local_paths(old), _EMPTY)
+        rows = f"SELECT * REPLACE (CAST({body} AS VARCHAR) AS body) FROM {old_rows} WHERE blob IN ({blobs})"
         if segment:
             rows = f"SELECT * FROM {engine.read_parquet(self._lake.local_paths([segment.name]), _EMPTY)} UNION ALL BY NAME {rows}"
         by_date = f"SELECT CAST(usage_date AS VARCHAR), count(*), {tables.TOKENS} FROM ({rows}) WHERE usage_date IS NOT NULL GROUP BY 1 ORDER BY 1"

@@ -6,20 +6,22 @@ deployment comes from the URL of the backend.
 
 from aoai_usage_pipeline.usage.contract import Contract
 
+_ERROR = ("elapsed", "message", "reason", "scope", "section", "source")
+
 CONTRACT = Contract(
     name="apim_gateway_log",
     markers=('"gateway_log"',),
     shape=dict.fromkeys(
         (
-            "azure_monitor", "time", "correlationid", "servicename", "resourceid", "deploymentname", "apimsubscriptionid", "productid",
-            "operationid", "responsecode", "llm",
+            "azure_monitor", "time", "timegenerated", "correlationid", "servicename", "resourceid", "deploymentname", "apimsubscriptionid",
+            "productid", "operationid", "responsecode", "llm",
         ),
         "VARCHAR",
     ) | {"answer": {"model": "VARCHAR", "service_tier": "VARCHAR", "usage": "VARCHAR"}},
     matches="e.azure_monitor = 'gateway_log'",
     fields={
         "request_id": "e.correlationid",
-        "event_time": "e.time",
+        "event_time": "coalesce(e.time, e.timegenerated)",
         "gateway": "lower(coalesce(nullif(e.servicename, ''), regexp_extract(e.resourceid, '[^/]+$')))",
         "subscription_id": "nullif(e.apimsubscriptionid, '')",
         "product": "nullif(e.productid, '')",
@@ -32,4 +34,11 @@ CONTRACT = Contract(
         "part": "CASE WHEN e.answer.usage IS NULL THEN 'identity' END",
     },
     usage="e.answer.usage",
+    ignores=(
+        "method", "url", "apiid", "apirevision", "userid", "workspaceid", "cache", "cachetime", "totaltime", "clienttime", "clientprotocol",
+        "clienttlsversion", "requestsize", "requestheaders", "requestbody", "responsesize", "responseheaders", "responsebody", "backendid",
+        "backendmethod", "backendprotocol", "backendresponsecode", "backendtime", "backendurl", "backendrequestheaders", "backendrequestbody",
+        "backendresponseheaders", "backendresponsebody", "errors", "tracerecords", "ismastertrace", "istraceallowed", "istraceexpired",
+        "istracerequested", "httpstatuscodecategory", "lasterror", *(f"lasterror{joint}{name}" for joint in ("", "_") for name in _ERROR),
+    ),
 )  # fmt: skip

@@ -1,12 +1,14 @@
 """Contract v2: what this project's own API Management policy sends, so that pricing needs no guessing.
 
 `contract_v2.schema.json` beside this module defines it. The small fields that a bill needs come first and `content` last, so that a
-message cut off at 200 KB still bills. Prompts and answers are only sent when the policy's switch says so, and never stored. Ids are
-hashed by the sender; the end user's is hashed once more with this installation's key.
+message cut off at 200 KB still bills. Prompts and answers are only sent when the policy's switch says so; estimates of unreported usage
+read them, and they are not stored unless `AOAI_KEEP_CONTENT` says so. Ids are hashed by the sender; the end user's is hashed once more
+with this installation's key.
 """
 
 from aoai_usage_pipeline.usage.contract import Contract
 
+_MODEL = "coalesce(nullif(e.model, ''), e.requestedModel)"
 _DETAILS = (
     "api", "backend", "requestedModel", "apiVersion", "stream", "spilloverFrom", "spilloverTo", "toolCalls", "imageSize", "imageQuality",
     "requestBytes", "clientTag",
@@ -33,7 +35,7 @@ CONTRACT = Contract(
         "operation": "e.operation",
         # a request that spilled over is billed at the deployment that served it
         "deployment": "coalesce(nullif(e.spilloverTo, ''), e.deployment)",
-        "reported_model": "coalesce(nullif(e.model, ''), e.requestedModel)",
+        "reported_model": _MODEL,
         "service_tier": "e.serviceTier",
         "reported_region": "e.region",
         "status_code": "e.status",
@@ -42,6 +44,7 @@ CONTRACT = Contract(
     },
     usage="e.usage",
     counts={"images": "nullif(e.imageCount, '0')"},
-    ignores=("content",),
+    texts={"content": {"request": "VARCHAR", "response": "VARCHAR"}},
+    estimate=f"estimate(e.content.request, e.content.response, {_MODEL})",
     truncated_at="content",
 )  # fmt: skip

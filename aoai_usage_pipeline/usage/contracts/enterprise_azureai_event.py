@@ -16,4 +16,5 @@ CONTRACT = Contract(
         "application": "nullif(e.appId, '')",
     },
     counts={"prompt_tokens": "e.promptTokens", "completion_tokens": "e.responseTokens", "total_tokens": "e.totalTokens"},
+    secrets=("appSubscriptionKey",),
 )

@@ -23,7 +23,7 @@ CONTRACT = Contract(
     response="e.response",
     usage="a.usage",
     counts={"images": "a.images"},
-    request_text="request",
-    answer_text="response",
-    ignores=("request",),
+    texts={"request": "VARCHAR"},
+    estimate="estimate(e.request, e.response, a.model)",
+    secrets=("appSubscriptionKey",),
 )

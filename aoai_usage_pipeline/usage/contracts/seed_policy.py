@@ -26,8 +26,8 @@ CONTRACT = Contract(
         "operation": "e.OperationName",
     },
     usage="e.Tokens",
-    request_text="Prompt",
-    answer_text="Response",
-    ignores=("RequestIp", "Prompt", "Response"),
+    texts={"Prompt": "VARCHAR", "Response": "VARCHAR"},
+    estimate="estimate(e.Prompt, e.Response, NULL)",
+    ignores=("RequestIp",),
     truncated_at="Prompt",
 )
