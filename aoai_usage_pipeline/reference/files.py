@@ -21,7 +21,14 @@ METERS = (
     "image_input",
     "cached_image_input",
     "image_output",
+    "image",
+    "audio_seconds",
+    "characters",
+    "web_search_calls",
+    "file_search_calls",
+    "code_interpreter_sessions",
 )
+_IMAGE_METER = re.compile(r"image/[1-9][0-9]*x[1-9][0-9]*(/[a-z]+)?")
 _MAX_UNIT_TOKENS = 1_000_000
 _MAX_PRICE_PER_TOKEN = 100_000
 _PLACES = 9
@@ -102,6 +109,15 @@ def load(folder: Path) -> Reference:
     return Reference(*rows)
 
 
+def parse_price_book(text: str, path: Path) -> tuple[Row, ...]:
+    """The rows of a price book's text; `path` is where faults are said to be. Raises `ReferenceDataError` with all faults."""
+    faults: list[str] = []
+    rows = _parse(text, path, PRICE_BOOK, faults)
+    if faults:
+        raise ReferenceDataError("\n".join(faults))
+    return rows
+
+
 def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -110,6 +126,10 @@ def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
     except UnicodeDecodeError as error:
         faults.append(f"{path}: not UTF-8 text (byte {error.start})")
         return ()
+    return _parse(text, path, spec, faults)
+
+
+def _parse(text: str, path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = [(reader.line_num, fields) for fields in reader]
@@ -161,8 +181,8 @@ def _row(spec: _Spec, line: int, given: dict[str, str], fault: Callable[[str, st
 
 def _check_price(values: dict[str, str | None], fault: Callable[[str, str], None]) -> None:
     meter, price, unit, currency = values["meter"], values["unit_price"], values["unit_tokens"], values["currency"]
-    if meter and meter not in METERS:
-        fault("meter", f"{meter!r} is not one of {', '.join(METERS)}")
+    if meter and meter not in METERS and not _IMAGE_METER.fullmatch(meter):
+        fault("meter", f"{meter!r} is not one of {', '.join(METERS)}, image/SIZE, image/SIZE/QUALITY")
     if currency and not (len(currency) == 3 and currency.isascii() and currency.isalpha() and currency.isupper()):
         fault("currency", f"{currency!r} is not an ISO 4217 code such as USD")
     if values["context_band"] not in (None, "short", "long"):
