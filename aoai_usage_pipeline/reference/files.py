@@ -1,10 +1,14 @@
 """The CSV files: their columns, how each value is read, and every fault of a file with its line and column."""
 
+import bisect
 import csv
 import dataclasses
 import datetime as dt
+import functools
+import hashlib
 import io
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -81,7 +85,7 @@ class Row:
         return (self.effective_from is None or self.effective_from <= day) and (self.effective_to is None or day < self.effective_to)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Reference:
     """The rows of all files, valid as a whole."""
 
@@ -89,13 +93,34 @@ class Reference:
     deployments: tuple[Row, ...]
     cost_centers: tuple[Row, ...]
 
+    @property
+    def _files(self) -> tuple[tuple[Row, ...], ...]:
+        return self.price_book, self.deployments, self.cost_centers
+
+    @functools.cached_property
+    def _changes(self) -> list[dt.date]:
+        """The days on which a row begins or ends. Between two of them every day has the same rows, which are put together once."""
+        return sorted({day for rows in self._files for row in rows for day in (row.effective_from, row.effective_to) if day})
+
+    @functools.cached_property
+    def _periods(self) -> dict[int, "Reference"]:
+        return {}
+
     def on(self, day: dt.date) -> "Reference":
         """The rows that are in force on a day."""
-        return Reference(*(tuple(row for row in rows if row.effective_on(day)) for rows in (self.price_book, self.deployments, self.cost_centers)))
+        period = bisect.bisect_right(self._changes, day)
+        if period not in self._periods:
+            self._periods[period] = Reference(*(tuple(row for row in rows if row.effective_on(day)) for rows in self._files))
+        return self._periods[period]
 
-    def content(self) -> list[list[dict[str, str | None]]]:
-        """What the rows say, without where they stand in the file."""
-        return [sorted((row.values for row in rows), key=str) for rows in (self.price_book, self.deployments, self.cost_centers)]
+    def content(self) -> str:
+        """A hash of what the rows say, without where they stand in the file."""
+        return self._content
+
+    @functools.cached_property
+    def _content(self) -> str:
+        said = [sorted(json.dumps(row.values, sort_keys=True) for row in rows) for rows in self._files]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def load(folder: Path) -> Reference:
