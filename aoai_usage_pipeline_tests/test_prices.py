@@ -5,6 +5,7 @@ import datetime as dt
 import gzip
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
@@ -490,6 +491,21 @@ def test_a_region_that_leaves_the_common_price_gets_its_own_row(tmp_path: Path) 
     split.book.rows()
 
 
+def test_a_region_that_leaves_the_common_price_without_a_new_start_leaves_on_the_day_of_the_list(tmp_path: Path) -> None:
+    name = "gpt 4o 1120 Inp Data Zone Tokens"
+    first = [item(name, "0.825", region=region) for region in ("eastus", "japaneast")]
+    second = [first[0], item(name, "0.9", region="japaneast")]
+    proposal = Proposal(book(tmp_path), [listed(*first), listed(*second, date=dt.date(2025, 7, 2))])
+    assert sorted(row[:2] + row[3:] for row in priced(proposal)) == [("*", "0.825", "2025-01-01", ""), ("japaneast", "0.9", "2025-07-02", "")]
+
+
+def test_a_row_that_takes_over_from_a_less_exact_one_does_so_on_the_day_of_the_list(tmp_path: Path) -> None:
+    negotiated = line("negotiated", model_version="", deployment_sku="", unit_price="0.002")
+    proposal = Proposal(book(tmp_path, negotiated, line("other", model="o9")), [listed(item(), item("gpt 4o 1120 Outp glbl Tokens"))])
+    assert [(entry.key.meter, entry.values["effective_from"]) for entry in proposal.new] == [("input", "2025-06-01"), ("output", "2025-01-01")]
+    assert proposal.book.entries[0].end is None
+
+
 def test_a_common_price_that_becomes_several_ends(tmp_path: Path) -> None:
     name = "gpt 4o 1120 Inp Data Zone Tokens"
     second = [item(name, price, region=region, start=dt.date(2025, 7, 1)) for region, price in (("eastus", "1"), ("japaneast", "2"))]
@@ -592,9 +608,10 @@ def test_whatever_changes_every_region_has_the_listed_price_from_the_day_of_the_
 # --- the command
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installation whose settings are in the environment, with a day of usage: 1,000,000 tokens in and 100,000 out of gpt-4o, Global Standard."""
+@pytest.fixture(scope="module")
+def billed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An installation with a day of usage: 1,000,000 tokens in and 100,000 out of gpt-4o, Global Standard."""
+    tmp_path = tmp_path_factory.mktemp("billed")
     support.reference(tmp_path / "reference", price_book="\n".join([HEADER, line(), line("out", meter="output", unit_price="0.01")]) + "\n")
     (tmp_path / "reference" / "deployments.csv").write_text(
         f"{support.DEPLOYMENTS.splitlines()[0]}\nhub,,,,chat,,,,GlobalStandard,eastus,,\nhub,,,,tier,,,,GlobalStandard,eastus,,\n"
@@ -603,6 +620,14 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     events = [hub_event("a", DAY, 1_000_000, 100_000, 1_100_000)]
     support.put(tmp_path / "capture", support.blob_name(DAY), support.capture_file(Captured(body, DAY, n) for n, body in enumerate(events)))
     support.run_all(pipeline, DAY.date(), DAY.date())
+    return tmp_path
+
+
+@pytest.fixture
+def root(billed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that installation, whose settings are in the environment."""
+    shutil.copytree(billed, tmp_path, dirs_exist_ok=True)
+    pipeline = support.installation(tmp_path)
     for name in ("capture_url", "lake_url", "warehouse_path", "reference_dir"):
         monkeypatch.setenv(f"AOAI_{name.upper()}", str(getattr(pipeline.settings, name)))
     return tmp_path

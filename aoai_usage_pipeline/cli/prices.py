@@ -96,6 +96,8 @@ def _print_proposal(console: "Console", proposal: "Proposal", dates: list[dt.dat
         console.print(f"  {count:,} {KINDS[kind]}", soft_wrap=True)
     for reason, count in sorted(proposal.not_understood.items()):
         console.print(f"[yellow]not understood[/] {count:,} x {plain(reason)}", soft_wrap=True)
+    if proposal.not_understood:
+        console.print("  Give such a meter a row in the price book with its meter_id, and every import follows it.", soft_wrap=True)
     console.print(
         f"Price book: {len(proposal.new):,} new, {len(proposal.changed):,} changed, {len(proposal.ended):,} ended, {proposal.unchanged:,} unchanged",
         soft_wrap=True,
@@ -145,9 +147,8 @@ def _print_impact(
     nothing = Decimal(0)
     for model, currency in sorted(old.keys() | new.keys(), key=str):
         one, other = old.get((model, currency)), new.get((model, currency))
-        if one != other:
-            cells = ("-" if cost is None else f"{money(cost)} {currency}" for cost in (one, other))
-            table.add_row(plain(model or "(no model)"), *cells, f"{money((other or nothing) - (one or nothing))} {currency}")
+        cells = ("-" if cost is None else f"{money(cost)} {currency}" for cost in (one, other))
+        table.add_row(plain(model or "(no model)"), *cells, f"{money((other or nothing) - (one or nothing))} {currency}")
     table.add_section()
     for currency in sorted({currency for _, currency in old.keys() | new.keys()}):
         one, other = (sum((cost for (_, c), cost in costs.items() if c == currency), nothing) for costs in (old, new))
@@ -222,6 +223,7 @@ def _describe(use: Unpriced, rows: "Iterable[Row]") -> list[str]:
         lines.append(f"  the price book has no {plain(use.meter)} price of {plain(use.model)}: add one, or import the price list")
     else:
         kinds = sorted({" ".join(values[name] or f"any {name}" for name in ("model_version", "deployment_sku", "region")) for values in near})
-        advice = "" if use.deployment_sku else "; add the deployment to deployments.csv, so that its type and region are known"
-        lines.append(f"  the price book has {plain(use.meter)} of {plain(use.model)} for other usage: {plain(', '.join(kinds[:5]))}{advice}")
+        lines.append(f"  the price book has {plain(use.meter)} of {plain(use.model)} for other usage: {plain(', '.join(kinds[:5]))}")
+    if use.model and not use.deployment_sku:
+        lines.append("  add the deployment to deployments.csv, so that its type and region are known")
     return lines

@@ -91,19 +91,19 @@ class Book:
         """Replace the file, whole or not at all. Raises `ReferenceDataError` when it could not be loaded or was changed meanwhile."""
         self.rows()
         content = self.text().encode("utf-8-sig" if self.content.startswith(b"\xef\xbb\xbf") else "utf-8")
-        with tempfile.NamedTemporaryFile(dir=self.path.parent, prefix=f".{self.path.name}.", delete=False) as file:
+        target = self.path.resolve()
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
             beside = Path(file.name)
-            try:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-                beside.chmod(self.path.stat().st_mode & 0o777 if self.path.exists() else 0o644)
-                if (self.path.read_bytes() if self.path.is_file() else b"") != self.content:
-                    raise ReferenceDataError(f"{self.path} was changed meanwhile: import again")
-                beside.replace(self.path)
-            except BaseException:
-                beside.unlink(missing_ok=True)
-                raise
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            beside.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
+            if (target.read_bytes() if target.is_file() else b"") != self.content:
+                raise ReferenceDataError(f"{self.path} was changed meanwhile: import again")
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)
         self.content = content
 
 
@@ -117,7 +117,7 @@ def _entry(row: Row, values: dict[str, str]) -> Entry:
 class Proposal:
     """What price lists change in a book. The book's entries are changed; nothing is written.
 
-    `changed`, `new` and `ended` are the rows in question, `unchanged` counts keys whose price is the book's. `older` are prices from before the
+    `changed`, `new` and `ended` are the rows in question, `unchanged` counts the rows that the list confirms. `older` are prices from before the
     row that is in force, which change nothing. `kinds` counts the items that are no usage meters here, `not_understood` the others by reason.
     `unlisted` are rows with a meter id in force on the last list's day, which it does not have: they are kept.
     """
@@ -127,7 +127,8 @@ class Proposal:
         self.changed: list[Change] = []
         self.new: list[Entry] = []
         self.ended: list[Entry] = []
-        self.unchanged, self.older, self.items, self.usage = 0, 0, 0, 0
+        self.older, self.items, self.usage = 0, 0, 0
+        self._confirmed: set[Entry] = set()
         self.kinds: Counter[str] = Counter()
         self.not_understood: Counter[str] = Counter()
         self._list_date = dt.date.min
@@ -137,6 +138,9 @@ class Proposal:
         self._by_key: dict[Key, list[Entry]] = defaultdict(list)
         for entry in book.entries:
             self._by_key[entry.key].append(entry)
+        self._before: dict[str, list[Entry]] = defaultdict(list)
+        for entry in book.entries:
+            self._before[entry.key.meter].append(entry)
         self._follows: dict[Entry, Entry] = {}
         for snapshot in snapshots:
             self._read(snapshot)
@@ -147,9 +151,13 @@ class Proposal:
         added = sorted((e for e in self.new if e not in self._follows), key=lambda e: (e.key, e.region, e.start or dt.date.min))
         book.entries = [row for entry in [*book.entries, *added] for row in (entry, *followers[entry])]
 
+    @property
+    def unchanged(self) -> int:
+        return len(self._confirmed)
+
     def _read(self, snapshot: Snapshot) -> None:
         self.kinds, self.not_understood, self._list_date = Counter(), Counter(), snapshot.date
-        self.items, self.usage, self.unchanged = len(snapshot.items), 0, 0
+        self.items, self.usage, self._confirmed = len(snapshot.items), 0, set()
         listed: set[Key] = set()
         for wave in _waves(snapshot.items):
             found: dict[Key, dict[str, list[tuple[Item, Price]]]] = defaultdict(lambda: defaultdict(list))
@@ -208,10 +216,11 @@ class Proposal:
             followers[current].append(region)
             day = max(snapshot.date, item.start)
             if _says(current, price, item.currency) and (current.end is None or current.end > day):
-                self.unchanged += 1
+                self._confirmed.add(current)
             elif current.start and current.start >= day:
                 known = [e for e in self._by_key[key] if e.region in (region, "") and _in_force(e, day) and _says(e, price, item.currency)]
-                self.unchanged, self.older = self.unchanged + bool(known), self.older + (not known)
+                self._confirmed.update(known)
+                self.older += not known
             else:
                 differing[current].append(region)
         self._add_all(key, {region: regions[region] for region in unknown}, everywhere=False)
@@ -229,9 +238,11 @@ class Proposal:
                 start = min(self._start(current, [item], snapshot) for item, _ in offers.values())
                 self._end(current, start)
                 self.ended.append(current)
-                self._add_all(key, offers, everywhere=False, start=start)
+                for region, (item, price) in offers.items():
+                    self._add(self._new(key, region, item, price, start, where=region))
             else:
-                self._add_all(key, offers, everywhere=False)
+                for region, (item, price) in offers.items():
+                    self._add(self._new(key, region, item, price, self._start(current, [item], snapshot), where=region))
 
     def _follow(self, current: Entry, offers: dict[str, tuple[Item, Price]], snapshot: Snapshot) -> None:
         region = min(offers)
@@ -260,17 +271,30 @@ class Proposal:
             return max(current.end, named or current.end)
         return named or snapshot.date
 
-    def _add_all(self, key: Key, offers: dict[str, tuple[Item, Price]], *, everywhere: bool, start: dt.date | None = None) -> None:
+    def _add_all(self, key: Key, offers: dict[str, tuple[Item, Price]], *, everywhere: bool) -> None:
         """New rows: one for all regions where the price is the same in all of them, else one a region."""
         # one region of a list may be all that was asked for
         everywhere = everywhere and (len(offers) > 1 or key.deployment_sku.startswith("Global"))
         if everywhere and len({(price.each, item.end) for item, price in offers.values()}) == 1:
             first = min(offers)
             item, price = offers[first]
-            self._add(self._new(key, "", item, price, start or self._effective_from or min(item.start for item, _ in offers.values()), where=first))
+            self._add(self._new(key, "", item, price, self._first_day(key, "", min(item.start for item, _ in offers.values())), where=first))
             return
         for region, (item, price) in sorted(offers.items()):
-            self._add(self._new(key, region, item, price, start or self._effective_from or item.start, where=region))
+            self._add(self._new(key, region, item, price, self._first_day(key, region, item.start), where=region))
+
+    def _first_day(self, key: Key, region: str, start: dt.date) -> dt.date:
+        """From when a row of a new key holds: usage that a less exact row has priced so far keeps that price up to the day of the list."""
+        if self._effective_from:
+            return self._effective_from
+        taken_over = any(
+            all(mine in ("", value) for mine, value in zip(entry.key, key, strict=True))
+            and entry.region in ("", region)
+            and (entry.end is None or start < entry.end)
+            for entry in self._before.get(key.meter, ())
+            if entry.key != key
+        )
+        return max(start, self._list_date) if taken_over else start
 
     def _add(self, entry: Entry) -> None:
         self.new.append(entry)
@@ -345,4 +369,4 @@ def _in_force(entry: Entry, day: dt.date) -> bool:
 
 
 def _described(key: Key) -> str:
-    return " ".join(part for part in dataclasses.astuple(key) if part)
+    return " ".join(part for part in key if part)

@@ -8,6 +8,7 @@ import datetime as dt
 import email.utils
 import gzip
 import http.client
+import itertools
 import json
 import re
 import time
@@ -69,14 +70,12 @@ def snapshots(source: str, today: dt.date, wait: Callable[[float], None] = time.
     if not files:
         raise RetailError(f"folder {path} has no .json or .json.gz files")
     found = [_file(file) for file in files]
-    for one, other in zip(sorted(found, key=_date), sorted(found, key=_date)[1:], strict=False):
+    found.sort(key=lambda snapshot: snapshot.date)
+    for one, other in itertools.pairwise(found):
         if one.date == other.date:
             raise RetailError(f"folder {path} has two lists of {one.date}: put the date into the names, such as {other.date}.json")
-    return sorted(found, key=_date)
-
-
-def _date(snapshot: Snapshot) -> dt.date:
-    return snapshot.date
+    _one_currency([item for snapshot in found for item in snapshot.items], str(path))
+    return found
 
 
 def _file(path: Path) -> Snapshot:
@@ -185,10 +184,14 @@ def _items(listed: list[Any], where: str) -> tuple[Item, ...]:
     if faults:
         more = [f"... and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
         raise RetailError("\n".join(faults[:_FAULTS_SHOWN] + more))
+    _one_currency(items, where)
+    return tuple(items)
+
+
+def _one_currency(items: list[Item], where: str) -> None:
     currencies = sorted({item.currency for item in items})
     if len(currencies) > 1:
         raise RetailError(f"{where}: prices in several currencies ({', '.join(currencies)}): import one currency at a time")
-    return tuple(items)
 
 
 def _item(given: Any) -> Item:

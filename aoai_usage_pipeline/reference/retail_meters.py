@@ -9,6 +9,7 @@ import functools
 import re
 from decimal import ROUND_HALF_EVEN, Decimal
 from importlib import resources
+from typing import NamedTuple
 
 from aoai_usage_pipeline.reference.files import METERS
 from aoai_usage_pipeline.reference.retail import Item
@@ -43,8 +44,7 @@ class NotUnderstood(ValueError):
     """The message says which word or fact of the item is not understood."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True, order=True)
-class Key:
+class Key(NamedTuple):
     """What selects a price beside the region. An empty text matches anything."""
 
     model: str
