@@ -266,6 +266,32 @@ def test_the_shipped_price_book_says_what_the_real_items_say() -> None:
     assert proposal.unchanged > 60
 
 
+def test_the_shipped_price_book_has_context_bands_and_provisioned_deployments(tmp_path: Path) -> None:
+    support.reference(tmp_path / "reference", (EXAMPLE_REFERENCE_DIR / "price_book.csv").read_text())
+    types = {"global": "GlobalStandard", "zone": "DataZoneStandard", "ptu": "GlobalProvisionedManaged", "none": ""}
+    (tmp_path / "reference" / "deployments.csv").write_text(
+        "\n".join([support.DEPLOYMENTS.splitlines()[0], *(f"hub,,,,{name},,,,{sku},westeurope,," for name, sku in types.items())]) + "\n"
+    )
+    requests = {
+        "a": (272_000, "global", "gpt-5.4-2026-03-05"),
+        "b": (272_001, "global", "gpt-5.4-2026-03-05"),
+        "c": (272_001, "zone", "gpt-6-sol-2026-09-22"),
+        "d": (272_001, "ptu", "gpt-5.4-2026-03-05"),
+        "e": (272_001, "none", "gpt-5.4-2026-03-05"),
+    }
+    bodies = [hub_event(name, DAY, tokens, 1000, tokens + 1000, deploymentName=at, model=model) for name, (tokens, at, model) in requests.items()]
+    pipeline = support.installation(tmp_path)
+    support.put(tmp_path / "capture", support.blob_name(DAY), support.capture_file(Captured(body, DAY, n) for n, body in enumerate(bodies)))
+    support.run_all(pipeline, DAY.date(), DAY.date())
+    assert support.rows(pipeline, "SELECT request_id, cost, pricing_status FROM enriched_usage ORDER BY 1") == [
+        ("a", Decimal("0.68") + Decimal("0.015"), "priced"),
+        ("b", Decimal("1.360005") + Decimal("0.0225"), "priced"),
+        ("c", Decimal("1.3056048") + Decimal("0.018"), "priced"),  # the EU data zone
+        ("d", Decimal(0), "priced"),
+        ("e", None, "unpriced"),
+    ]
+
+
 # --- lists
 
 
