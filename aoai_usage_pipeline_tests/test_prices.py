@@ -323,6 +323,8 @@ def test_a_file_without_a_date_is_of_its_newest_start(tmp_path: Path) -> None:
         ([], "no date"),
         ([api_item(), api_item(currencyCode="EUR")], "EUR, USD"),
         ([api_item(retailPrice="1.0")], "item 1: retailPrice"),
+        ([api_item(effectiveStartDate="soon")], "item 1: effectiveStartDate is 'soon'"),
+        ([api_item(effectiveEndDate=7)], "item 1: effectiveEndDate"),
         ([api_item(), {"meterName": "x"}, api_item(meterId=None), api_item(retailPrice=-1)], "item 2: meterId is missing\n.*item 3: meterId.*\n.*item 4: retailPrice"),
     ],
 )  # fmt: skip

@@ -117,9 +117,9 @@ def _entry(row: Row, values: dict[str, str]) -> Entry:
 class Proposal:
     """What price lists change in a book. The book's entries are changed; nothing is written.
 
-    `changed`, `new` and `ended` are the rows in question, `unchanged` counts the rows that the list confirms. `older` are prices from before the
-    row that is in force, which change nothing. `kinds` counts the items that are no usage meters here, `not_understood` the others by reason.
-    `unlisted` are rows with a meter id in force on the last list's day, which it does not have: they are kept.
+    `changed`, `new` and `ended` are the rows in question. The rest is about the last list: `unchanged` counts the rows that it confirms, `older` its
+    prices from before the row that is in force, which change nothing, `kinds` the items that are no usage meters here, and `not_understood` the
+    others by reason. `unlisted` are rows with a meter id in force on its day which it does not have: they are kept.
     """
 
     def __init__(self, book: Book, snapshots: Sequence[Snapshot], effective_from: dt.date | None = None) -> None:
@@ -157,7 +157,7 @@ class Proposal:
 
     def _read(self, snapshot: Snapshot) -> None:
         self.kinds, self.not_understood, self._list_date = Counter(), Counter(), snapshot.date
-        self.items, self.usage, self._confirmed = len(snapshot.items), 0, set()
+        self.items, self.usage, self.older, self._confirmed = len(snapshot.items), 0, 0, set()
         listed: set[Key] = set()
         for wave in _waves(snapshot.items):
             found: dict[Key, dict[str, list[tuple[Item, Price]]]] = defaultdict(lambda: defaultdict(list))

@@ -206,16 +206,22 @@ def _item(given: Any) -> Item:
         raise ValueError(f"retailPrice is {price!r}: expected a price")
     if not isinstance(minimum, Decimal):
         raise ValueError(f"tierMinimumUnits is {minimum!r}: expected a number")
-    start = dt.datetime.fromisoformat(text["effectiveStartDate"]).date()
+    start, end = _time("effectiveStartDate", text["effectiveStartDate"]), given.get("effectiveEndDate")
+    region = text["armRegionName"].strip().lower()
     return Item(
-        text["meterId"], text["meterName"].strip(), text["armRegionName"].strip().lower(), price, text["unitOfMeasure"].strip(),
-        text["currencyCode"], start, _end(given.get("effectiveEndDate")), text["type"], minimum,
+        text["meterId"], text["meterName"].strip(), "" if region == "global" else region, price, text["unitOfMeasure"].strip(),
+        text["currencyCode"], start.date(), _end(end) if end else None, text["type"], minimum,
     )  # fmt: skip
 
 
-def _end(text: str | None) -> dt.date | None:
+def _time(name: str, text: object) -> dt.datetime:
+    try:
+        return dt.datetime.fromisoformat(str(text))
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}: expected a time such as 2025-08-31T23:59:00Z") from None
+
+
+def _end(text: object) -> dt.date:
     """The first day on which a price does not hold: the API names the last minute, such as 2025-08-31T23:59:00Z."""
-    if not text:
-        return None
-    end = dt.datetime.fromisoformat(text)
+    end = _time("effectiveEndDate", text)
     return end.date() if end.time() == dt.time() else end.date() + dt.timedelta(1)
