@@ -4,17 +4,23 @@ Heavy libraries are imported where they are used, so that loading definitions st
 """
 
 import contextlib
+import dataclasses
 import datetime as dt
 import itertools
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.settings import Settings
 
 if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from duckdb import DuckDBPyConnection
+
     from aoai_usage_pipeline.billing.days import DailyTables, Day, Enrichment
     from aoai_usage_pipeline.capture.names import NameFormat
     from aoai_usage_pipeline.lake.manifest import Manifests
@@ -23,6 +29,23 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.usage.raw_events import Ingest, Ingested
 
 Progress = Callable[[int, int, str], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unpriced:
+    """Usage of one meter without a price of its own: `status` is `unpriced`, or `fallback` where the input price stands in."""
+
+    model: str | None
+    model_version: str | None
+    deployment_sku: str | None
+    region: str | None
+    service_tier: str | None
+    meter: str
+    status: str
+    quantity: int
+    first: dt.date
+    last: dt.date
+    deployments: tuple[str, ...]
 
 
 class Pipeline:
@@ -127,6 +150,37 @@ class Pipeline:
     def bill(self, days: Sequence[dt.date], progress: Progress | None = None) -> "list[Day]":
         """Bring `daily_usage` and `daily_billing` of usage dates up to date."""
         return sorted(self.daily_tables().run(days, progress or self.progress), key=lambda day: day.usage_date)
+
+    def rebill(self, days: Sequence[dt.date], reference: "Reference") -> "dict[tuple[str | None, str], Decimal]":
+        """The cost by (model, currency) that the enriched usage of days would have with other reference data. Writes nothing."""
+        with self._rebilled(days, reference) as db:
+            select = "SELECT model, currency, sum(cost) FROM daily_billing WHERE cost IS NOT NULL GROUP BY ALL ORDER BY ALL"
+            return {(model, currency): cost for model, currency, cost in db.execute(select).fetchall()}
+
+    def unpriced(self, days: Sequence[dt.date], reference: "Reference") -> "list[Unpriced]":
+        """The enriched usage of days that has no price in the reference data, or only that of another meter. Writes nothing."""
+        with self._rebilled(days, reference) as db:
+            select = """SELECT model, model_version, deployment_sku, region, service_tier, meter, pricing_status, CAST(sum(quantity) AS BIGINT),
+                min(usage_date), max(usage_date), list(DISTINCT deployment ORDER BY deployment) FILTER (deployment IS NOT NULL)
+                FROM daily_billing WHERE pricing_status IN ('unpriced', 'fallback') GROUP BY ALL ORDER BY ALL"""
+            return [Unpriced(*row[:-1], tuple(row[-1] or ())) for row in db.execute(select).fetchall()]
+
+    @contextlib.contextmanager
+    def _rebilled(self, days: Sequence[dt.date], reference: "Reference") -> "Iterator[DuckDBPyConnection]":
+        """A connection whose `daily_billing` has the lines of those days that have enriched usage, with this reference data."""
+        from aoai_usage_pipeline.billing.days import DailyTables
+        from aoai_usage_pipeline.lake import engine
+
+        enrichment = self.enrichment()
+        stage = DailyTables(self.lake, enrichment, lambda: reference)
+        stage.plan(days)
+        wanted = sorted(set(days) & set(enrichment.days.existing()))
+        with engine.connect(self.lake.staging()) as db:
+            if wanted:
+                stage.make(db, dict.fromkeys(wanted, ""))
+            else:
+                db.execute(f"CREATE TABLE daily_billing AS {tables.empty_select(tables.DAILY_BILLING)}")
+            yield db
 
     def publish(self) -> dict[str, int]:
         """Make the DuckDB file equal to the lake; returns rows by table."""

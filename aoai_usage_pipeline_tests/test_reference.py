@@ -5,8 +5,11 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from aoai_usage_pipeline.reference import ReferenceDataError, load
+from aoai_usage_pipeline.reference import Reference, ReferenceDataError, load
+from aoai_usage_pipeline.reference.files import Row
 from aoai_usage_pipeline.settings import EXAMPLE_REFERENCE_DIR
 from aoai_usage_pipeline_tests import support
 from aoai_usage_pipeline_tests.support import COST_CENTERS, DEPLOYMENTS, PRICE_BOOK, Captured, chat, hub_event, rows, seed_event
@@ -301,6 +304,18 @@ def test_the_most_exact_deployment_and_owner_win(tmp_path):
         ("d", "gpt-4o", "2024-11-20", "westus", "CC-app"),
         ("e", "gpt-4o", "2024-11-20", "westus", "CC-hr"),
     ]
+
+
+_DAYS = st.dates(dt.date(2026, 1, 1), dt.date(2026, 1, 9))
+
+
+@given(st.lists(st.tuples(st.none() | _DAYS, st.none() | _DAYS), max_size=4), st.lists(_DAYS, min_size=1))
+def test_the_rows_of_a_day_are_those_in_force_on_it_in_whatever_order_days_are_asked_for(periods, days):
+    made = tuple(Row(n, {"price_id": str(n)}, start, end) for n, (start, end) in enumerate(periods))
+    whole = Reference(made, (), ())
+    for day in days:
+        expected = Reference(tuple(row for row in made if row.effective_on(day)), (), ())
+        assert whole.on(day) == expected and whole.on(day).content() == expected.content()
 
 
 def test_a_row_applies_from_its_first_day_to_the_day_before_its_last(tmp_path):

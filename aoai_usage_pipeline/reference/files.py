@@ -1,16 +1,20 @@
 """The CSV files: their columns, how each value is read, and every fault of a file with its line and column."""
 
+import bisect
 import csv
 import dataclasses
 import datetime as dt
+import functools
+import hashlib
 import io
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
-from aoai_usage_pipeline.reference.capacity import Capacity, Reservation, Values, check_capacity, check_reservation
+from aoai_usage_pipeline.reference.capacity import Capacity, Reservation, check_capacity, check_reservation
 
 METERS = (
     "input",
@@ -23,7 +27,14 @@ METERS = (
     "image_input",
     "cached_image_input",
     "image_output",
+    "image",
+    "audio_seconds",
+    "characters",
+    "web_search_calls",
+    "file_search_calls",
+    "code_interpreter_sessions",
 )
+_IMAGE_METER = re.compile(r"image/[1-9][0-9]*x[1-9][0-9]*(/[a-z]+)?")
 _MAX_UNIT_TOKENS = 1_000_000
 _MAX_PRICE_PER_TOKEN = 100_000
 _PLACES = 9
@@ -95,7 +106,7 @@ class Row:
         return (self.effective_from is None or self.effective_from <= day) and (self.effective_to is None or day < self.effective_to)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Reference:
     """The rows of all files, valid as a whole."""
 
@@ -105,20 +116,39 @@ class Reference:
     capacity: tuple[Capacity, ...] = ()
     reservations: tuple[Reservation, ...] = ()
 
+    @property
+    def _files(self) -> tuple[tuple[Row, ...], ...]:
+        return self.price_book, self.deployments, self.cost_centers
+
+    @functools.cached_property
+    def _changes(self) -> list[dt.date]:
+        """The days on which a row begins or ends. Between two of them every day has the same rows, which are put together once."""
+        return sorted({day for rows in self._files for row in rows for day in (row.effective_from, row.effective_to) if day})
+
+    @functools.cached_property
+    def _periods(self) -> dict[int, "Reference"]:
+        return {}
+
     def on(self, day: dt.date) -> "Reference":
         """The rows that are in force on a day."""
-        return Reference(
-            *(tuple(row for row in rows if row.effective_on(day)) for rows in (self.price_book, self.deployments, self.cost_centers)),
-            capacity=tuple(part for row in self.capacity if (part := row.on(day))),
-            reservations=tuple(part for row in self.reservations if (part := row.on(day))),
-        )
+        period = bisect.bisect_right(self._changes, day)
+        if period not in self._periods:
+            self._periods[period] = Reference(*(tuple(row for row in rows if row.effective_on(day)) for rows in self._files))
+        found = self._periods[period]
+        capacity = tuple(part for row in self.capacity if (part := row.on(day)))
+        reservations = tuple(part for row in self.reservations if (part := row.on(day)))
+        return dataclasses.replace(found, capacity=capacity, reservations=reservations) if capacity or reservations else found
 
-    def content(self) -> list[list[Values]]:
-        """What the rows say, without where they stand in the file."""
-        matched = [[row.values for row in rows] for rows in (self.price_book, self.deployments, self.cost_centers)]
-        fixed = [[dataclasses.asdict(row) for row in rows] for rows in (self.capacity, self.reservations)]
-        as_text = [[{name: str(value) for name, value in values.items()} for values in rows] for rows in fixed]
-        return [sorted(rows, key=str) for rows in (*matched, *as_text)]
+    def content(self) -> str:
+        """A hash of what the rows say, without where they stand in the file."""
+        return self._content
+
+    @functools.cached_property
+    def _content(self) -> str:
+        said = [sorted(json.dumps(row.values, sort_keys=True) for row in rows) for rows in self._files]
+        fixed = (*self.capacity, *self.reservations)
+        said.append(sorted(json.dumps(dataclasses.asdict(row), sort_keys=True, default=str) for row in fixed))
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
 
 def load(folder: Path) -> Reference:
@@ -138,6 +168,15 @@ def load(folder: Path) -> Reference:
     )
 
 
+def parse_price_book(text: str, path: Path) -> tuple[Row, ...]:
+    """The rows of a price book's text; `path` is where faults are said to be. Raises `ReferenceDataError` with all faults."""
+    faults: list[str] = []
+    rows = _parse(text, path, PRICE_BOOK, faults)
+    if faults:
+        raise ReferenceDataError("\n".join(faults))
+    return rows
+
+
 def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -146,6 +185,10 @@ def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
     except UnicodeDecodeError as error:
         faults.append(f"{path}: not UTF-8 text (byte {error.start})")
         return ()
+    return _parse(text, path, spec, faults)
+
+
+def _parse(text: str, path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = [(reader.line_num, fields) for fields in reader]
@@ -202,8 +245,8 @@ def _row(spec: _Spec, line: int, given: dict[str, str], fault: Callable[[str, st
 
 def _check_price(values: dict[str, str | None], fault: Callable[[str, str], None]) -> None:
     meter, price, unit, currency = values["meter"], values["unit_price"], values["unit_tokens"], values["currency"]
-    if meter and meter not in METERS:
-        fault("meter", f"{meter!r} is not one of {', '.join(METERS)}")
+    if meter and meter not in METERS and not _IMAGE_METER.fullmatch(meter):
+        fault("meter", f"{meter!r} is not one of {', '.join(METERS)}, image/SIZE, image/SIZE/QUALITY")
     if currency and not (len(currency) == 3 and currency.isascii() and currency.isalpha() and currency.isupper()):
         fault("currency", f"{currency!r} is not an ISO 4217 code such as USD")
     if values["context_band"] not in (None, "short", "long"):

@@ -1,78 +1,28 @@
-"""`aoai-usage`: what Dagster has no verb for. It materializes the same assets with the same checks on the same Dagster instance."""
+"""`aoai-usage bill`: ingest, bill and publish on the Dagster instance, and print the bill."""
 
 import argparse
 import contextlib
 import datetime as dt
 import logging
 import os
-import sys
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aoai_usage_pipeline.cli.console import date, money, open_console, plain, progress_bar
 from aoai_usage_pipeline.pipeline import Pipeline
-from aoai_usage_pipeline.settings import Settings, SettingsError
+from aoai_usage_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code is 0 unless a day was held, a run failed or the input cannot be used."""
-    import dagster as dg
-    import duckdb
-
-    from aoai_usage_pipeline.reference import ReferenceDataError
-    from aoai_usage_pipeline.storage import StorageError
-
-    arguments = _parser().parse_args(argv)
-    try:
-        return arguments.run(arguments, Settings.from_env())
-    except (SettingsError, ReferenceDataError, StorageError, ValueError, OSError, duckdb.IOException, dg.DagsterInvariantViolationError) as error:
-        print(f"aoai-usage: {error}", file=sys.stderr)  # noqa: T201
-        return 2
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="aoai-usage", description="Exact bills for Azure OpenAI from Event Hubs Capture files.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def add_parser(commands: Any) -> None:
     bill = commands.add_parser("bill", help="ingest new capture files, bill a range of usage dates, publish, print the bill")
-    bill.add_argument("--from", dest="first", type=_date, required=True, metavar="DATE", help="first usage date, such as 2026-10-01")
-    bill.add_argument("--to", dest="last", type=_date, required=True, metavar="DATE", help="last usage date, included")
+    bill.add_argument("--from", dest="first", type=date, required=True, metavar="DATE", help="first usage date, such as 2026-10-01")
+    bill.add_argument("--to", dest="last", type=date, required=True, metavar="DATE", help="last usage date, included")
     bill.set_defaults(run=_bill)
-    simulate = commands.add_parser("simulate", help="write realistic capture files to AOAI_CAPTURE_URL")
-    simulate.add_argument("--from", dest="first", type=_date, default=dt.date(2026, 8, 16), metavar="DATE", help="first day (2026-08-16)")
-    simulate.add_argument("--to", dest="last", type=_date, default=dt.date(2026, 9, 30), metavar="DATE", help="last day, included (2026-09-30)")
-    simulate.add_argument("--requests-per-day", type=int, default=1500, metavar="N", help="requests on a weekday (1500)")
-    simulate.add_argument("--seed", type=int, default=1, metavar="N", help="another number gives other traffic (1)")
-    simulate.set_defaults(run=_simulate)
-    return parser
-
-
-def _date(text: str) -> dt.date:
-    try:
-        return dt.date.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2026-10-01") from None
-
-
-def _simulate(arguments: argparse.Namespace, settings: Settings) -> int:
-    from aoai_usage_pipeline.capture.names import NameFormat
-    from aoai_usage_pipeline.capture.simulator import simulate
-    from aoai_usage_pipeline.storage import open_store
-
-    console = _console()
-    store = open_store(settings.capture_url, settings.storage_connection_string, create=True)
-    with _progress(console, "simulating") as progress:
-        files, written = simulate(
-            store, NameFormat(settings.capture_name_format), arguments.first, arguments.last,
-            requests_per_day=arguments.requests_per_day, seed=arguments.seed, progress=progress,
-        )  # fmt: skip
-    console.print(f"{files} capture files in {settings.capture_url}, {written} of them written now.", soft_wrap=True)
-    console.print(f"Next: aoai-usage bill --from {arguments.first} --to {arguments.last}", soft_wrap=True)
-    return 0
 
 
 def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -80,7 +30,7 @@ def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
     today = dt.datetime.now(dt.UTC).date()
     if not settings.start_date <= first <= min(last, today):
         raise ValueError(f"--from {first} --to {last}: expected days in order, from AOAI_START_DATE {settings.start_date} to today {today}")
-    console = _console()
+    console = open_console()
     if last > today:
         console.print(f"--to {last} is still to come: billing up to today, {today}.", soft_wrap=True)
         last = today
@@ -89,7 +39,7 @@ def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
     changed = sorted(pipeline.changed_capture_dates(max(settings.start_date, first - dt.timedelta(1)), today + dt.timedelta(1)))
     days = [first + dt.timedelta(n) for n in range((last - first).days + 1)]
     failures: list[str] = []
-    with _progress(console, "billing") as progress, _instance(console) as instance:
+    with progress_bar(console, "billing") as progress, _instance(console) as instance:
         pipeline.progress = progress
         if changed:
             failures += _run(pipeline, instance, "ingest", changed[0], min(changed[-1], today))
@@ -98,9 +48,9 @@ def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
         _print_bill(console, settings, first, last, published=not failures)
     held = {day: reason for reasons in pipeline.held().values() for day, reason in reasons.items() if day in set(days)}
     for day, reason in sorted(held.items()):
-        console.print(f"[bold red]held[/] {day}: {_plain(reason)}", soft_wrap=True)
+        console.print(f"[bold red]held[/] {day}: {plain(reason)}", soft_wrap=True)
     for failure in failures:
-        console.print(f"[bold red]failed[/] {_plain(failure)}", soft_wrap=True)
+        console.print(f"[bold red]failed[/] {plain(failure)}", soft_wrap=True)
     return 1 if held or failures else 0
 
 
@@ -140,27 +90,6 @@ def _instance(console: "Console") -> Iterator[Any]:
         yield instance
 
 
-def _console() -> "Console":
-    from rich.console import Console
-
-    warnings.filterwarnings("ignore", module="dagster")
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
-
-
-@contextlib.contextmanager
-def _progress(console: "Console", title: str) -> Iterator[Any]:
-    """A progress bar on a terminal; a line per step of work elsewhere."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    if not console.is_terminal:
-        yield lambda done, total, what: console.print(f"{title}: {what} ({done}/{total})", soft_wrap=True)
-        return
-    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
-
-
 def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt.date, *, published: bool) -> None:
     import duckdb
 
@@ -183,10 +112,10 @@ def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt
             """SELECT reason, count(*), first(blob ORDER BY blob, sequence_number), first(sequence_number ORDER BY blob, sequence_number)
             FROM quarantine GROUP BY 1 ORDER BY 2 DESC, 1"""
         ).fetchall():
-            console.print(f"[yellow]quarantined[/] {count:,} x {_plain(reason)} (first: {_plain(blob)}, sequence number {number})", soft_wrap=True)
+            console.print(f"[yellow]quarantined[/] {count:,} x {plain(reason)} (first: {plain(blob)}, sequence number {number})", soft_wrap=True)
         for blob, reason in db.execute("SELECT blob, reason FROM capture_files WHERE status = 'unreadable' ORDER BY 1").fetchall():
-            console.print(f"[yellow]unreadable[/] {_plain(blob)}: {_plain(reason)}", soft_wrap=True)
-    console.print(f"{'Published to' if published else 'As published before in'} {_plain(settings.warehouse_path)}", soft_wrap=True)
+            console.print(f"[yellow]unreadable[/] {plain(blob)}: {plain(reason)}", soft_wrap=True)
+    console.print(f"{'Published to' if published else 'As published before in'} {plain(settings.warehouse_path)}", soft_wrap=True)
 
 
 def _bill_table(db: Any, first: dt.date, last: dt.date) -> Any:
@@ -212,23 +141,6 @@ def _bill_table(db: Any, first: dt.date, last: dt.date) -> Any:
     for row in [*(row for row in counts if row != total), total]:
         if row == total:
             table.add_section()
-        money = "\n".join(f"{_money(cost)} {currency}" for currency, cost in sorted(costs.get(row, {}).items()))
-        table.add_row(*map(_plain, row), *(f"{n:,}" for n in counts.get(row, [0, 0, 0])), money or "-")
+        amounts = "\n".join(f"{money(cost)} {currency}" for currency, cost in sorted(costs.get(row, {}).items()))
+        table.add_row(*map(plain, row), *(f"{n:,}" for n in counts.get(row, [0, 0, 0])), amounts or "-")
     return table
-
-
-def _money(cost: Decimal) -> str:
-    """All the digits there are: rounding is the statement's business."""
-    text = f"{cost.normalize():,f}"
-    whole, _, fraction = text.partition(".")
-    return f"{whole}.{fraction.ljust(2, '0')}"
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

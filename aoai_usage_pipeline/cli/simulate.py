@@ -1,0 +1,34 @@
+"""`aoai-usage simulate`: realistic capture files to try the pipeline with."""
+
+import argparse
+import datetime as dt
+from typing import Any
+
+from aoai_usage_pipeline.cli.console import date, open_console, progress_bar
+from aoai_usage_pipeline.settings import Settings
+
+
+def add_parser(commands: Any) -> None:
+    simulate = commands.add_parser("simulate", help="write realistic capture files to AOAI_CAPTURE_URL")
+    simulate.add_argument("--from", dest="first", type=date, default=dt.date(2026, 8, 16), metavar="DATE", help="first day (2026-08-16)")
+    simulate.add_argument("--to", dest="last", type=date, default=dt.date(2026, 9, 30), metavar="DATE", help="last day, included (2026-09-30)")
+    simulate.add_argument("--requests-per-day", type=int, default=1500, metavar="N", help="requests on a weekday (1500)")
+    simulate.add_argument("--seed", type=int, default=1, metavar="N", help="another number gives other traffic (1)")
+    simulate.set_defaults(run=_simulate)
+
+
+def _simulate(arguments: argparse.Namespace, settings: Settings) -> int:
+    from aoai_usage_pipeline.capture.names import NameFormat
+    from aoai_usage_pipeline.capture.simulator import simulate
+    from aoai_usage_pipeline.storage import open_store
+
+    console = open_console()
+    store = open_store(settings.capture_url, settings.storage_connection_string, create=True)
+    with progress_bar(console, "simulating") as progress:
+        files, written = simulate(
+            store, NameFormat(settings.capture_name_format), arguments.first, arguments.last,
+            requests_per_day=arguments.requests_per_day, seed=arguments.seed, progress=progress,
+        )  # fmt: skip
+    console.print(f"{files} capture files in {settings.capture_url}, {written} of them written now.", soft_wrap=True)
+    console.print(f"Next: aoai-usage bill --from {arguments.first} --to {arguments.last}", soft_wrap=True)
+    return 0
