@@ -93,14 +93,14 @@ class Pipeline:
         """The reference data as the files say now. Raises `ReferenceDataError`."""
         from aoai_usage_pipeline.reference import load
 
-        return load(Path(self.settings.reference_dir))
+        return load(Path(self.settings.reference_dir), self.settings.billing_currency)
 
     def enrichment(self) -> "Enrichment":
         """The stage that makes `enriched_usage`, with the reference data of now."""
         from aoai_usage_pipeline.billing.days import Enrichment
         from aoai_usage_pipeline.usage.identity import RequestDates
 
-        return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), self.reference)
+        return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), self.reference, self.settings.start_date)
 
     def daily_tables(self, enrichment: "Enrichment | None" = None) -> "DailyTables":
         """The stage that makes `daily_usage` and `daily_billing`."""

@@ -4,6 +4,7 @@ import dataclasses
 import datetime as dt
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -31,6 +32,7 @@ class Settings:
     estimate_usage: str = "off"
     keep_content: str = "off"
     min_coverage: Decimal = Decimal("0.95")
+    billing_currency: str | None = None
     hash_key: str | None = dataclasses.field(default=None, repr=False)
     storage_connection_string: str | None = dataclasses.field(default=None, repr=False)
 
@@ -56,6 +58,8 @@ class Settings:
                     valid = False
                 if not valid:
                     raise SettingsError(f"AOAI_MIN_COVERAGE is {text!r}: expected a share from 0 to 1, such as 0.95")
+            elif field.name == "billing_currency" and not re.fullmatch("[A-Z]{3}", text):
+                raise SettingsError(f"AOAI_BILLING_CURRENCY is {text!r}: expected an ISO 4217 code such as EUR")
             elif text not in _CHOICES.get(field.name, (text,)):
                 raise SettingsError(f"{name} is {text!r}: expected {' or '.join(map(repr, _CHOICES[field.name]))}")
             elif field.name == "estimate_usage" and text == "on" and not importlib.util.find_spec("bpe_openai"):

@@ -62,9 +62,15 @@ _AUDIO = """
 audio_prompt_tokens BIGINT   audio input tokens, part of prompt_tokens
 cached_audio_tokens BIGINT   audio input tokens read from the prompt cache, part of cached_tokens and of audio_prompt_tokens
 image_prompt_tokens BIGINT   image input tokens, part of prompt_tokens
+cached_image_tokens BIGINT   image input tokens read from the prompt cache, part of cached_tokens and of image_prompt_tokens
 audio_completion_tokens BIGINT audio output tokens, part of completion_tokens
 image_completion_tokens BIGINT image output tokens, part of completion_tokens
 images            BIGINT   images that were generated
+image_kind        VARCHAR  size and quality of the images where they are known, such as 1024x1024/hd
+characters        BIGINT   characters of text that was turned into speech
+web_search_calls  BIGINT   calls of the built-in web search
+file_search_calls BIGINT   calls of the built-in file search
+code_interpreter_sessions BIGINT containers in which the built-in code interpreter ran
 audio_seconds     DECIMAL(18,6)  seconds of audio, where the usage is counted in them
 """
 _CALL = """
@@ -165,14 +171,20 @@ billing_period    VARCHAR  month the line is billed in, YYYY-MM
     + _DEPLOYMENT
     + """
 meter             VARCHAR  what is counted; the meters of a day are disjoint
-quantity          BIGINT   tokens on this meter
-unit_price        DECIMAL(18,9)  price per unit_tokens
-unit_tokens       BIGINT   number of tokens the unit price is for
-price_id          VARCHAR  row of the price book
+quantity          DECIMAL(24,6)  how much on this meter: whole tokens, images, characters or calls, seconds, or PTU-hours
+unit_price        DECIMAL(18,9)  billed price per unit_tokens; NULL where a fixed cost is allocated
+unit_tokens       BIGINT   number of tokens, or of what else the meter counts, the unit price is for
+price_id          VARCHAR  row of the price book, or of the capacity or reservation
 """
     + _COST
     + """
-usage_source      VARCHAR  reported or estimated
+usage_source      VARCHAR  reported or estimated; NULL for fixed costs
+list_unit_price   DECIMAL(18,9)  list price per unit_tokens, in the billed currency
+contracted_unit_price DECIMAL(18,9)  price of the contract per unit_tokens, in the billed currency; the list price where there is none
+list_cost         DECIMAL(38,15)  cost at the list price
+contracted_cost   DECIMAL(38,15)  cost at the price of the contract; cost is this with the internal markup
+pricing_currency  VARCHAR  currency of the price book's row
+exchange_rate     DECIMAL(18,9)  billed currency per pricing currency; NULL where they are the same
 charge_class      VARCHAR  Correction for lines that correct a closed month, otherwise NULL
 correction_of     VARCHAR  usage month a correction belongs to
 """

@@ -245,7 +245,7 @@ def test_the_switch_keeps_bodies_in_raw_events_and_no_key_anywhere(tmp_path):
     bodies = private_bodies()
     pipeline = bill(tmp_path, bodies, keep_content="on")
     where = canaries(tmp_path, pipeline)
-    assert [name.rpartition("/")[0] for name in where] == [f"lake/raw_events/capture_date={NOON.date()}/hour={NOON.hour}"]
+    assert [name.rpartition("-")[0] for name in where] == [f"lake/raw_events/capture_date={NOON.date()}/hour={NOON.hour}"]
     assert next(iter(where.values())) == set(CANARIES) - {"CANARY-KEY"}
     kept = raw_events(pipeline, "contract, sequence_number, reason, body")
     for contract, number, reason, body in kept:

@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.billing import fixed_costs
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days, footer_metadata
 from aoai_usage_pipeline.lake.held import Held
@@ -25,15 +26,19 @@ _ATTEMPTS = 5
 _WRITES = 3
 _COMBINATION = (
     "usage_date", "gateway", "subscription_id", "product", "application", "operation", "deployment", "reported_model", "reported_region",
-    "service_tier", "context_band", "contract", "time_source", "service", "usage_source",
+    "service_tier", "context_band", "contract", "time_source", "service", "usage_source", "image_kind",
 )  # fmt: skip
-_COUNTED = "(prompt_tokens IS NOT NULL OR completion_tokens IS NOT NULL)"
 _SUCCESSFUL = "(service = 'openai' AND (status_code IS NULL OR status_code BETWEEN 200 AND 299))"
 _DIMENSIONS = [
     column
     for column in tables.names(tables.DAILY_USAGE)
     if column not in ("requests", "cost", "currency", "pricing_status") and not column.endswith("_tokens")
 ]
+
+
+BILLED_TOKENS = f"CASE WHEN meter IN ({', '.join(map(engine.literal, match.TOKEN_METERS))}) THEN quantity ELSE 0 END"
+USAGE_COST = f"CASE WHEN meter NOT IN ({', '.join(map(engine.literal, fixed_costs.METERS))}) THEN cost END"
+"""SQL over `daily_billing`: the tokens of a line, and the cost that comes from usage and not from fixed costs."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,9 +167,11 @@ class Enrichment(_Stage):
 
     table = "enriched_usage"
 
-    def __init__(self, lake: ObjectStore, manifests: Manifests, requests: RequestDates, reference: Callable[[], Reference]) -> None:
+    def __init__(
+        self, lake: ObjectStore, manifests: Manifests, requests: RequestDates, reference: Callable[[], Reference], start_date: dt.date
+    ) -> None:
         super().__init__(lake)
-        self._manifests, self._requests, self._load_reference = manifests, requests, reference
+        self._manifests, self._requests, self._load_reference, self._start_date = manifests, requests, reference, start_date
         self._reference = Reference((), (), ())
         self._segments: dict[dt.date, list[Segment]] = {}
         self._moved: dict[dt.date, dict[str, list[object]]] = {}
@@ -175,9 +182,11 @@ class Enrichment(_Stage):
     def expected(self) -> dict[dt.date, str]:
         """The digest of what each usage date with events would be made from now, and would be made from by the next `make`."""
         self._reference, self._moved = self._load_reference(), self._requests.moved()
-        # a day that lost its last event is made once more, without any
-        nothing: dict[dt.date, list[Segment]] = {day: [] for day in self.days.existing()}
-        self._segments = nothing | events_by_usage_date(self._manifests.all())
+        # a day that lost its last event is made once more, without any, and fixed costs need no events
+        used = events_by_usage_date(self._manifests.all())
+        fixed = fixed_costs.days(self._reference, self._start_date, used, dt.datetime.now(dt.UTC).date())
+        nothing: dict[dt.date, list[Segment]] = {day: [] for day in (*self.days.existing(), *fixed)}
+        self._segments = nothing | used
         return {
             day: engine.digest(
                 self._code, [segment.name for segment in segments], self._reference.on(day).content(), sorted(self._moved.get(day, {}).items())
@@ -229,10 +238,13 @@ class Enrichment(_Stage):
         )
         meters = _meters_in_use(db)
         parts = _meter_sql(meters)
-        db.execute(engine.sql_file("billing", "enriched_usage.sql").format(**parts))
+        described = engine.sql_file("billing", "described_usage.sql")
+        db.execute(described.format(match_deployments=match.match_deployments("combination"), match_owners=match.match_owners("combination")))
+        match.match_prices(db, "described", self._reference, meters)
+        db.execute(engine.sql_file("billing", "combination_rates.sql").format(same_price_key=match.same_price_key("d"), **parts))
         _name_values(db)
-        rated = engine.sql_file("billing", "rated_usage.sql")
-        db.execute(rated.format(attributes=", ".join(_COMBINATION[1:]), same_combination=_same_combination(db), **parts))
+        enriched = engine.sql_file("billing", "enriched_usage.sql")
+        db.execute(enriched.format(attributes=", ".join(_COMBINATION[1:]), same_combination=_same_combination(db), **parts))
         return self._unbalanced(db, segments, meters)
 
     def _unbalanced(self, db: duckdb.DuckDBPyConnection, segments: dict[dt.date, list[Segment]], meters: Sequence[str]) -> dict[dt.date, str]:
@@ -313,15 +325,22 @@ class DailyTables(_Stage):
         match.load_reference(db, reference)
         own = ", ".join(_DIMENSIONS)
         db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own))
-        db.execute(match.match_prices("daily_groups"))
-        meters = ", ".join(f"{{'meter': '{meter}', 'quantity': {quantity}}}" for meter, quantity in match.METER_QUANTITIES.items())
+        match.match_prices(db, "daily_groups", reference)
+        quantities = match.METER_QUANTITIES | {"image": "images_without_tokens"}
+        meters = ", ".join(f"{{'meter': '{meter}', 'quantity': CAST({quantity} AS DECIMAL(24,6))}}" for meter, quantity in quantities.items())
         usage = engine.sql_file("billing", "daily_usage.sql").format(dimensions=own)
+        costs = {f"{level}cost": match.cost_by_meter("m.meter", "sum(m.quantity)", f"r.{level}token_price") for level in ("", "list_", "contracted_")}
         billing = engine.sql_file("billing", "daily_billing.sql").format(
-            dimensions=own, dimensions_of_m=", ".join(f"m.{d}" for d in _DIMENSIONS), meters=meters
+            dimensions=own,
+            dimensions_of_m=", ".join(f"m.{d}" for d in _DIMENSIONS),
+            meters=meters,
+            same_price_key=match.same_price_key("m"),
+            **costs,
         )
+        unbalanced = fixed_costs.load_lines(db, reference, days)
         for table, columns, select in (("daily_usage", tables.DAILY_USAGE, usage), ("daily_billing", tables.DAILY_BILLING, billing)):
             db.execute(f"CREATE TABLE {table} AS SELECT {tables.select_list(columns)} FROM ({select}) ORDER BY ALL")
-        held = self._unbalanced(db, days)
+        held = self._unbalanced(db, days) | unbalanced
         for day in days:
             footer, etag = self._enrichment.days.footer(day)
             if etag != self._sources[day]:
@@ -335,12 +354,12 @@ class DailyTables(_Stage):
         nothing = (0, None)
         enriched = _by_day(db, f"SELECT usage_date, {tables.TOKENS}, sum(cost) FROM enriched GROUP BY 1")
         usage = _by_day(db, f"SELECT usage_date, {tables.TOKENS}, sum(cost) FROM daily_usage GROUP BY 1")
-        billed = _by_day(db, "SELECT usage_date, CAST(sum(quantity) AS BIGINT), sum(cost) FROM daily_billing GROUP BY 1")
+        billed = _by_day(db, f"SELECT usage_date, CAST(sum({BILLED_TOKENS}) AS BIGINT), sum({USAGE_COST}) FROM daily_billing GROUP BY 1")
         held: dict[dt.date, str] = {}
         for day in days:
             source = enriched.get(day, nothing)
             for name, (tokens, cost) in (("daily_usage", usage.get(day, nothing)), ("daily_billing", billed.get(day, nothing))):
-                if (tokens, cost or 0) != (source[0], source[1] or 0):
+                if (tokens or 0, cost or 0) != (source[0], source[1] or 0):
                     held[day] = f"enriched usage has {source[0]} tokens at {source[1]}, but {name} has {tokens} at {cost}"
         return held
 
@@ -389,8 +408,8 @@ def _meters_in_use(db: duckdb.DuckDBPyConnection) -> list[str]:
 def _used_meters(meters: Sequence[str]) -> dict[str, str]:
     """SQL: whether a request uses each meter."""
     used = {m: f"(q_{m} > 0)" for m in meters}
-    # a request of no tokens at all is judged by its input price
-    used["input"] = f"(q_input > 0 OR ({_COUNTED} AND {' AND '.join(f'coalesce(q_{m}, 0) = 0' for m in meters)}))"
+    # a request that counts nothing at all is judged by its input price
+    used["input"] = f"(q_input > 0 OR (usage_source IS NOT NULL AND {' AND '.join(f'coalesce(q_{m}, 0) = 0' for m in meters)}))"
     return used
 
 
@@ -402,12 +421,9 @@ def _used_currencies(meters: Sequence[str]) -> dict[str, str]:
 def _meter_sql(meters: Sequence[str]) -> dict[str, object]:
     """The parts of `enriched_usage.sql` that are repeated for each meter."""
     used, currency = _used_meters(meters), _used_currencies(meters)
-    charge = {m: f"CASE WHEN {used[m]} THEN CAST(q_{m} AS DECIMAL(18,0)) * m_{m}.token_price END" for m in meters}
+    charge = {m: f"CASE WHEN {used[m]} THEN {match.cost(m, f'q_{m}', f'm_{m}.token_price')} END" for m in meters}
     zero = "CAST(0 AS DECIMAL(38,15))"
     return {
-        "match_deployments": match.match_deployments("combination"),
-        "match_owners": match.match_owners("combination"),
-        "match_prices": match.match_prices("described", meters),
         "rate_columns": ", ".join(
             f"any_value(struct_pack(token_price := r.token_price, currency := r.currency, status := r.pricing_status)) "
             f"FILTER (r.meter = '{m}') AS m_{m}"
@@ -417,7 +433,6 @@ def _meter_sql(meters: Sequence[str]) -> dict[str, object]:
         "any_priced": " OR ".join(f"({used[m]} AND m_{m}.token_price IS NOT NULL)" for m in meters),
         "total_cost": " + ".join(f"coalesce({charge[m]}, {zero})" for m in meters),
         "currency": f"coalesce({', '.join(currency.values())})",
-        # images and seconds have no meter yet
-        "any_unpriced": f"NOT {_COUNTED} OR " + " OR ".join(f"({used[m]} AND m_{m}.status = 'unpriced')" for m in meters),
+        "any_unpriced": " OR ".join(f"({used[m]} AND m_{m}.status = 'unpriced')" for m in meters),
         "any_fallback": " OR ".join(f"({used[m]} AND m_{m}.status = 'fallback')" for m in meters),
     }

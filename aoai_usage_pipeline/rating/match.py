@@ -1,25 +1,54 @@
 """Which reference row applies: the one in force on the usage date with the most exact matches. Set-based, over distinct keys only."""
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 
 import duckdb
 import pyarrow as pa
 
-from aoai_usage_pipeline.reference.files import COST_CENTERS, DEPLOYMENTS, PRICE_BOOK, Reference, Row, _Spec
+from aoai_usage_pipeline.lake.engine import literal
+from aoai_usage_pipeline.rating.overlay import PLACES, Overlay, overlaid
+from aoai_usage_pipeline.reference.files import (
+    CONTRACT_PRICES,
+    COST_CENTERS,
+    DEPLOYMENTS,
+    EXCHANGE_RATES,
+    MARKUPS,
+    ONE_BY_ONE,
+    PRICE_BOOK,
+    Reference,
+    Row,
+    _Spec,
+)
 
-METER_QUANTITIES = {
+TOKEN_METERS = {
     "input": """prompt_tokens - coalesce(cached_tokens, 0) - coalesce(cache_write_tokens, 0)
-        - coalesce(audio_prompt_tokens, 0) + coalesce(cached_audio_tokens, 0) - coalesce(image_prompt_tokens, 0)""",
-    "cached_input": "cached_tokens - coalesce(cached_audio_tokens, 0)",
+        - coalesce(audio_prompt_tokens, 0) + coalesce(cached_audio_tokens, 0)
+        - coalesce(image_prompt_tokens, 0) + coalesce(cached_image_tokens, 0)""",
+    "cached_input": "cached_tokens - coalesce(cached_audio_tokens, 0) - coalesce(cached_image_tokens, 0)",
     "cache_write": "cache_write_tokens",
     "audio_input": "audio_prompt_tokens - coalesce(cached_audio_tokens, 0)",
     "cached_audio_input": "cached_audio_tokens",
-    "image_input": "image_prompt_tokens",
+    "image_input": "image_prompt_tokens - coalesce(cached_image_tokens, 0)",
+    "cached_image_input": "cached_image_tokens",
     "output": "completion_tokens - coalesce(audio_completion_tokens, 0) - coalesce(image_completion_tokens, 0)",
     "audio_output": "audio_completion_tokens",
     "image_output": "image_completion_tokens",
 }
-"""How many tokens of a request each meter counts. The meters are disjoint and add up to prompt + completion tokens."""
+"""How many tokens of a request each meter counts. These meters are disjoint and add up to prompt + completion tokens."""
+
+OTHER_METERS = {
+    # images whose answer counts tokens are billed by those
+    "image": "CASE WHEN coalesce(prompt_tokens, completion_tokens) IS NULL THEN images END",
+    "audio_seconds": "audio_seconds",
+    "characters": "characters",
+    "web_search_calls": "web_search_calls",
+    "file_search_calls": "file_search_calls",
+    "code_interpreter_sessions": "code_interpreter_sessions",
+}
+"""How much of a request each of the meters counts that are not tokens."""
+
+METER_QUANTITIES = TOKEN_METERS | OTHER_METERS
 
 METER_DETAILS = {
     "cached_input": "cached_tokens",
@@ -27,17 +56,27 @@ METER_DETAILS = {
     "audio_input": "audio_prompt_tokens",
     "cached_audio_input": "cached_audio_tokens",
     "image_input": "image_prompt_tokens",
+    "cached_image_input": "cached_image_tokens",
     "audio_output": "audio_completion_tokens",
     "image_output": "image_completion_tokens",
+    "image": "images",
+    "audio_seconds": "audio_seconds",
+    "characters": "characters",
+    "web_search_calls": "web_search_calls",
+    "file_search_calls": "file_search_calls",
+    "code_interpreter_sessions": "code_interpreter_sessions",
 }
 """The column without which a meter has no quantity; meters that are not named here may always have one."""
 
 LONG_CONTEXT_TOKENS = 272_000
 """Above this many prompt tokens a whole request is in the long context band of models that have one (Azure price list)."""
 
+PRICE_KEY = ("usage_date", *PRICE_BOOK.matches, "image_kind")
+"""What decides the price of a meter."""
+
 _BEST = """
 CREATE OR REPLACE TABLE {target} AS
-SELECT k.*, arg_max(struct_pack({gives}), r.exact) FILTER (r.exact IS NOT NULL) AS best
+SELECT k.*, arg_max(struct_pack({gives}), {exact}) FILTER (r.exact IS NOT NULL) AS best
 FROM (SELECT DISTINCT {keys} FROM {source}) AS k LEFT JOIN {rows} AS r
 ON (r.effective_from IS NULL OR r.effective_from <= k.usage_date) AND (r.effective_to IS NULL OR k.usage_date < r.effective_to)
 {conditions}
@@ -46,13 +85,16 @@ GROUP BY ALL
 
 
 def load_reference(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
-    """Put the reference rows into the tables `price_book`, `deployments` and `cost_centers` of a connection."""
-    for table, spec, rows in (
-        ("price_book", PRICE_BOOK, reference.price_book),
-        ("deployments", DEPLOYMENTS, reference.deployments),
-        ("cost_centers", COST_CENTERS, reference.cost_centers),
+    """Put the reference rows into tables of a connection, each named as its file."""
+    for spec, rows in (
+        (PRICE_BOOK, reference.price_book),
+        (DEPLOYMENTS, reference.deployments),
+        (COST_CENTERS, reference.cost_centers),
+        (CONTRACT_PRICES, reference.contract_prices),
+        (MARKUPS, reference.markups),
+        (EXCHANGE_RATES, reference.exchange_rates),
     ):
-        _load(db, table, spec, rows)
+        _load(db, spec.name.removesuffix(".csv"), spec, rows)
     db.execute("ALTER TABLE price_book ALTER unit_price TYPE DECIMAL(18,9)")
     db.execute("ALTER TABLE price_book ALTER unit_tokens TYPE BIGINT")
 
@@ -66,10 +108,18 @@ def _load(db: duckdb.DuckDBPyConnection, table: str, spec: _Spec, rows: Sequence
     db.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT * FROM loaded")
 
 
-def _best(target: str, source: str, rows: str, keys: Iterable[str], matches: Iterable[str], gives: Iterable[str], extra: str = "") -> str:
+def _best(
+    target: str, source: str, rows: str, keys: Iterable[str], matches: Iterable[str], gives: Iterable[str], extra: str = "", exact: str = "r.exact"
+) -> str:
     conditions = "\n".join(f"AND (r.{name} IS NULL OR r.{name} = k.{name})" for name in matches) + extra
     return _BEST.format(
-        target=target, source=source, rows=rows, keys=", ".join(keys), gives=", ".join(f"{g} := r.{g}" for g in gives), conditions=conditions
+        target=target,
+        source=source,
+        rows=rows,
+        keys=", ".join(keys),
+        gives=", ".join(f"{g} := r.{g}" for g in gives),
+        conditions=conditions,
+        exact=exact,
     )
 
 
@@ -83,26 +133,95 @@ def match_owners(source: str) -> str:
     return _best("owner_of", source, "cost_centers", ("usage_date", *COST_CENTERS.matches), COST_CENTERS.matches, COST_CENTERS.gives)
 
 
-def match_prices(source: str, meters: Sequence[str] = tuple(METER_QUANTITIES)) -> str:
-    """SQL: the table `rate_of`, for each distinct priced key of `source` and each of the meters the price row and the exact price of one token.
+def same_price_key(of: str) -> str:
+    """SQL: that a row `of` has the price key of a row `r` of `rate_of`."""
+    return " AND ".join(f"{of}.{name} IS NOT DISTINCT FROM r.{name}" for name in PRICE_KEY)
 
-    Cached input without a row of its own is rated at the input row and has status `fallback`. `token_price` is unit price / unit tokens,
-    by multiplication with a power of ten, so it is exact.
+
+def cost(meter: str, quantity: str, price: str) -> str:
+    """SQL: what a quantity on a meter costs at the price of one, exactly: DECIMAL(38,15). Overflow is an error."""
+    if meter in ONE_BY_ONE:
+        return f"CAST({quantity} AS DECIMAL(18,6)) * CAST({price} AS DECIMAL(20,9))"
+    return f"CAST({quantity} AS DECIMAL(18,0)) * {price}"
+
+
+def cost_by_meter(meter: str, quantity: str, price: str) -> str:
+    """SQL: the same where `meter` is a column."""
+    names = ", ".join(literal(name) for name in ONE_BY_ONE)
+    return f"CASE WHEN {meter} IN ({names}) THEN {cost(ONE_BY_ONE[0], quantity, price)} ELSE {cost('', quantity, price)} END"
+
+
+def match_prices(db: duckdb.DuckDBPyConnection, source: str, reference: Reference, meters: Sequence[str] = tuple(METER_QUANTITIES)) -> None:
+    """Make the table `rate_of`: for each distinct priced key of `source` and each of the meters the price row and the exact prices of one.
+
+    Cached input without a row of its own is rated at the input row and has status `fallback`. `token_price` (and the same at list and at
+    contract prices) is unit price / unit tokens, by multiplication with a power of ten, so it is exact. An image has the price of its size
+    and quality where there is a row for them. Raises `PriceOverflow`.
     """
     rows = " UNION ALL ".join(f"SELECT '{meter}' AS meter" for meter in meters)
     keyed = f"(SELECT s.*, m.meter FROM {source} AS s CROSS JOIN ({rows}) AS m)"
     gives = ("price_id", "unit_price", "unit_tokens", "currency")
-    best = _best("price_of", keyed, "price_book", ("usage_date", *PRICE_BOOK.matches, "meter"), PRICE_BOOK.matches, gives, "\nAND r.meter = k.meter")
-    same = " AND ".join(f"i.{name} IS NOT DISTINCT FROM p.{name}" for name in ("usage_date", *PRICE_BOOK.matches))
-    return f"""{best};
-CREATE OR REPLACE TABLE rate_of AS
-WITH resolved AS (
-    SELECT p.* EXCLUDE (best), coalesce(p.best, i.best) AS row,
-    CASE WHEN p.best IS NOT NULL THEN 'priced' WHEN i.best IS NOT NULL THEN 'fallback' ELSE 'unpriced' END AS pricing_status
-    FROM price_of AS p LEFT JOIN price_of AS i ON p.meter = 'cached_input' AND i.meter = 'input' AND {same}
-)
-SELECT * EXCLUDE (row), row.price_id, row.unit_price, row.unit_tokens, row.currency,
-    CAST(CAST(row.unit_price AS DECIMAL(24,9)) * CASE row.unit_tokens WHEN 1 THEN 1.000000 WHEN 10 THEN 0.100000 WHEN 100 THEN 0.010000
-        WHEN 1000 THEN 0.001000 WHEN 10000 THEN 0.000100 WHEN 100000 THEN 0.000010 WHEN 1000000 THEN 0.000001 END AS DECIMAL(20,15)) AS token_price
-FROM resolved
-"""
+    of_meter = "\nAND (r.meter = k.meter OR (k.meter = 'image' AND starts_with(concat_ws('/', 'image', k.image_kind, ''), r.meter || '/')))"
+    exact = "r.exact + 100 * length(r.meter)"
+    db.execute(_best("price_of", keyed, "price_book", (*PRICE_KEY, "meter"), PRICE_BOOK.matches, gives, of_meter, exact))
+    same = " AND ".join(f"i.{name} IS NOT DISTINCT FROM p.{name}" for name in PRICE_KEY)
+    db.execute(
+        f"""CREATE OR REPLACE TABLE listed AS
+        SELECT p.* EXCLUDE (best), coalesce(p.best, i.best) AS row,
+        CASE WHEN p.best IS NOT NULL THEN 'priced' WHEN i.best IS NOT NULL THEN 'fallback' ELSE 'unpriced' END AS pricing_status
+        FROM price_of AS p LEFT JOIN price_of AS i ON p.meter = 'cached_input' AND i.meter = 'input' AND {same}"""
+    )
+    _overlay(db, reference)
+    one = """CAST(CAST({price} AS DECIMAL(24,9)) * CASE unit_tokens WHEN 1 THEN 1.000000 WHEN 10 THEN 0.100000 WHEN 100 THEN 0.010000
+        WHEN 1000 THEN 0.001000 WHEN 10000 THEN 0.000100 WHEN 100000 THEN 0.000010 WHEN 1000000 THEN 0.000001 END AS DECIMAL(20,15))"""
+    prices = ", ".join(f"{one.format(price=f'{level}unit_price')} AS {level}token_price" for level in ("", "list_", "contracted_"))
+    db.execute(f"CREATE OR REPLACE TABLE rate_of AS SELECT * EXCLUDE (number), {prices} FROM resolved")
+
+
+def _overlay(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
+    """Make the table `resolved` out of `listed`: the price rows at list, contract and billed prices, in the billed currency.
+
+    Where nothing changes a price, its row stands as it is. A price in a currency without an exchange rate is no price.
+    """
+    db.execute(
+        """CREATE OR REPLACE TABLE resolved AS
+        SELECT * EXCLUDE (row), row_number() OVER () AS number, row.price_id, row.unit_price, row.unit_tokens, row.currency,
+            row.unit_price AS list_unit_price, row.unit_price AS contracted_unit_price, row.currency AS pricing_currency,
+            CAST(NULL AS DECIMAL(18,9)) AS exchange_rate
+        FROM listed"""
+    )
+    if not (reference.contract_prices or reference.markups or reference.billing_currency):
+        return
+    for target, spec in (("contract_of", CONTRACT_PRICES), ("markup_of", MARKUPS)):
+        rows = spec.name.removesuffix(".csv")
+        db.execute(_best(target, "resolved", rows, ("number", "usage_date", *spec.matches), spec.matches, spec.gives))
+    billed = literal(reference.billing_currency) if reference.billing_currency else "currency"
+    source = f"(SELECT number, usage_date, currency AS from_currency, {billed} AS to_currency FROM resolved)"
+    keys = ("number", "usage_date", *EXCHANGE_RATES.matches)
+    db.execute(_best("exchange_of", source, "exchange_rates", keys, EXCHANGE_RATES.matches, EXCHANGE_RATES.gives))
+    found = db.execute(
+        """SELECT number, p.meter, p.unit_price, p.unit_tokens, p.currency, to_currency, c.best.unit_price, c.best.unit_tokens, c.best.discount,
+            m.best.markup, x.best.rate
+        FROM resolved AS p JOIN contract_of AS c USING (number) JOIN markup_of AS m USING (number) JOIN exchange_of AS x USING (number)
+        WHERE p.price_id IS NOT NULL"""
+    ).fetchall()
+    changed = []
+    for number, meter, price, unit, currency, to, *given in found:
+        contract_price, contract_unit, discount, markup, rate = (None if text is None else Decimal(text) for text in given)
+        if currency == to:
+            rate = None
+        elif rate is None:
+            changed.append((number, None, None, None, unit, to, None))
+            continue
+        overlay = Overlay(contract_price, None if contract_unit is None else int(contract_unit), discount, markup, rate)
+        if overlay != Overlay():
+            prices = overlaid(price, unit, overlay, fractional=meter in ONE_BY_ONE)
+            changed.append((number, prices.list_unit_price, prices.contracted_unit_price, prices.unit_price, prices.unit_tokens, to, rate))
+    money = pa.decimal128(18, PLACES)
+    columns = {"number": pa.int64(), "listed": money, "contracted": money, "billed": money, "unit": pa.int64(), "into": pa.string(), "rate": money}
+    overlays = pa.table({name: pa.array([row[n] for row in changed], type_) for n, (name, type_) in enumerate(columns.items())})  # noqa: F841
+    db.execute(
+        """UPDATE resolved SET list_unit_price = listed, contracted_unit_price = contracted, unit_price = billed, unit_tokens = unit, currency = into,
+            exchange_rate = rate, pricing_status = CASE WHEN billed IS NULL THEN 'unpriced' ELSE pricing_status END
+        FROM overlays WHERE overlays.number = resolved.number"""
+    )

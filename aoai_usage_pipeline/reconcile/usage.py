@@ -4,7 +4,7 @@ import datetime as dt
 from collections.abc import Sequence
 from decimal import Decimal
 
-from aoai_usage_pipeline.billing.days import DailyTables, Enrichment
+from aoai_usage_pipeline.billing.days import BILLED_TOKENS, USAGE_COST, DailyTables, Enrichment
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.lake.manifest import Manifest
@@ -63,8 +63,8 @@ def unbalanced_bill(lake: ObjectStore, enrichment: Enrichment, daily: DailyTable
         if day in set(days)
     ]
     tokens = _sum_by_day(lake, enrichment.days, "coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)", days)
-    billed = _sum_by_day(lake, daily.billing, "quantity", days)
-    cost, billed_cost = (_sum_by_day(lake, table, "cost", days) for table in (enrichment.days, daily.billing))
+    billed = _sum_by_day(lake, daily.billing, BILLED_TOKENS, days)
+    cost, billed_cost = _sum_by_day(lake, enrichment.days, "cost", days), _sum_by_day(lake, daily.billing, USAGE_COST, days)
     for day in days:
         made_from = daily.billing.footer(day)[0].get("input")
         # a day that is enriched anew and not yet billed is stale, not wrong

@@ -34,10 +34,16 @@ METERS = (
     "file_search_calls",
     "code_interpreter_sessions",
 )
+ONE_BY_ONE = ("audio_seconds",)
+"""Meters that count parts of one, to 6 places; a price for one has 9, so cost has no more than 15."""
+
 _IMAGE_METER = re.compile(r"image/[1-9][0-9]*x[1-9][0-9]*(/[a-z]+)?")
 _MAX_UNIT_TOKENS = 1_000_000
 _MAX_PRICE_PER_TOKEN = 100_000
 _PLACES = 9
+
+
+Fault = Callable[[str, str], None]
 
 
 class ReferenceDataError(ValueError):
@@ -73,6 +79,10 @@ DEPLOYMENTS = _Spec(
     ("model", "model_version", "deployment_sku", "region"),
 )
 COST_CENTERS = _Spec("cost_centers.csv", ("subscription_id", "product", "application"), ("team", "cost_center", "department"))
+_OVERLAID = ("price_id", *PRICE_BOOK.matches, "meter")
+CONTRACT_PRICES = _Spec("contract_prices.csv", _OVERLAID, ("unit_price", "unit_tokens", "discount", "source"))
+MARKUPS = _Spec("markups.csv", _OVERLAID, ("markup", "source"), ("markup",))
+EXCHANGE_RATES = _Spec("exchange_rates.csv", ("from_currency", "to_currency"), ("rate", "source"), ("from_currency", "to_currency", "rate"))
 CAPACITY = _Spec(
     "capacity.csv",
     ("gateway", "deployment"),
@@ -113,12 +123,16 @@ class Reference:
     price_book: tuple[Row, ...]
     deployments: tuple[Row, ...]
     cost_centers: tuple[Row, ...]
+    contract_prices: tuple[Row, ...] = ()
+    markups: tuple[Row, ...] = ()
+    exchange_rates: tuple[Row, ...] = ()
     capacity: tuple[Capacity, ...] = ()
     reservations: tuple[Reservation, ...] = ()
+    billing_currency: str | None = None
 
     @property
     def _files(self) -> tuple[tuple[Row, ...], ...]:
-        return self.price_book, self.deployments, self.cost_centers
+        return self.price_book, self.deployments, self.cost_centers, self.contract_prices, self.markups, self.exchange_rates
 
     @functools.cached_property
     def _changes(self) -> list[dt.date]:
@@ -133,7 +147,8 @@ class Reference:
         """The rows that are in force on a day."""
         period = bisect.bisect_right(self._changes, day)
         if period not in self._periods:
-            self._periods[period] = Reference(*(tuple(row for row in rows if row.effective_on(day)) for rows in self._files))
+            in_force = (tuple(row for row in rows if row.effective_on(day)) for rows in self._files)
+            self._periods[period] = Reference(*in_force, billing_currency=self.billing_currency)
         found = self._periods[period]
         capacity = tuple(part for row in self.capacity if (part := row.on(day)))
         reservations = tuple(part for row in self.reservations if (part := row.on(day)))
@@ -148,15 +163,15 @@ class Reference:
         said = [sorted(json.dumps(row.values, sort_keys=True) for row in rows) for rows in self._files]
         fixed = (*self.capacity, *self.reservations)
         said.append(sorted(json.dumps(dataclasses.asdict(row), sort_keys=True, default=str) for row in fixed))
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+        return hashlib.sha256(json.dumps([said, self.billing_currency]).encode()).hexdigest()
 
 
-def load(folder: Path) -> Reference:
+def load(folder: Path, billing_currency: str | None = None) -> Reference:
     """Read and validate every file in `folder`; an absent file is empty. Raises `ReferenceDataError` with all faults of all files."""
     if not folder.is_dir():
         raise ReferenceDataError(f"folder {folder} does not exist (AOAI_REFERENCE_DIR)")
     faults: list[str] = []
-    rows = [_read(folder / spec.name, spec, faults) for spec in (PRICE_BOOK, DEPLOYMENTS, COST_CENTERS)]
+    rows = [_read(folder / spec.name, spec, faults) for spec in (PRICE_BOOK, DEPLOYMENTS, COST_CENTERS, CONTRACT_PRICES, MARKUPS, EXCHANGE_RATES)]
     capacity, reservations = (_read(folder / spec.name, spec, faults) for spec in (CAPACITY, RESERVATIONS))
     faults.extend(f"{folder / CAPACITY.name}: {fault}" for fault in _mixed_currencies(capacity, reservations))
     if faults:
@@ -165,6 +180,7 @@ def load(folder: Path) -> Reference:
         *rows,
         capacity=tuple(Capacity.of(row.values, row.effective_from, row.effective_to) for row in capacity),
         reservations=tuple(Reservation.of(row.values, row.effective_from, row.effective_to) for row in reservations),
+        billing_currency=billing_currency,
     )
 
 
@@ -221,7 +237,7 @@ def _parse(text: str, path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, 
     return tuple(rows)
 
 
-def _row(spec: _Spec, line: int, given: dict[str, str], fault: Callable[[str, str], None]) -> Row:
+def _row(spec: _Spec, line: int, given: dict[str, str], fault: Fault) -> Row:
     values: dict[str, str | None] = {name: given.get(name) or None for name in spec.columns[:-2]}
     for name in spec.matches:
         if values[name] == "*":
@@ -236,6 +252,12 @@ def _row(spec: _Spec, line: int, given: dict[str, str], fault: Callable[[str, st
         fault("effective_to", f"{end} is not after effective_from {start}")
     if spec is PRICE_BOOK:
         _check_price(values, fault)
+    elif spec is CONTRACT_PRICES:
+        _check_contract(values, fault)
+    elif spec is MARKUPS:
+        _check_markup(values, fault)
+    elif spec is EXCHANGE_RATES:
+        _check_rate(values, fault)
     elif spec is CAPACITY:
         check_capacity(values, start, fault)
     elif spec is RESERVATIONS:
@@ -243,17 +265,62 @@ def _row(spec: _Spec, line: int, given: dict[str, str], fault: Callable[[str, st
     return Row(line, values, start, end)
 
 
-def _check_price(values: dict[str, str | None], fault: Callable[[str, str], None]) -> None:
-    meter, price, unit, currency = values["meter"], values["unit_price"], values["unit_tokens"], values["currency"]
+def _check_price(values: dict[str, str | None], fault: Fault) -> None:
+    if values["meter"] in ONE_BY_ONE and values["unit_tokens"] not in (None, "1"):
+        fault("unit_tokens", f"must be 1 for {values['meter']}, which is counted in parts of one")
+    _check_key(values, fault)
+    _check_currency("currency", values, fault)
+    _check_unit_price(values, fault)
+
+
+def _check_contract(values: dict[str, str | None], fault: Fault) -> None:
+    _check_key(values, fault)
+    if (values["unit_price"] is None) == (values["discount"] is None):
+        fault("unit_price", "needs either a unit_price with its unit_tokens, or a discount")
+    if (values["unit_price"] is None) != (values["unit_tokens"] is None):
+        fault("unit_tokens", "belongs to a unit_price")
+    _check_unit_price(values, fault)
+    _check_percent("discount", values["discount"], 0, 100, fault)
+
+
+def _check_markup(values: dict[str, str | None], fault: Fault) -> None:
+    _check_key(values, fault)
+    _check_percent("markup", values["markup"], -100, 10_000, fault)
+
+
+def _check_rate(values: dict[str, str | None], fault: Fault) -> None:
+    for name in ("from_currency", "to_currency"):
+        _check_currency(name, values, fault)
+    if values["from_currency"] and values["from_currency"] == values["to_currency"]:
+        fault("to_currency", f"{values['to_currency']!r} is from_currency too")
+    rate = values["rate"]
+    if rate and (not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,9})?", rate) or not Decimal(rate)):
+        fault("rate", f"{rate!r} is not a rate such as 0.923456, above 0 and with at most 9 decimal places")
+
+
+def _check_key(values: dict[str, str | None], fault: Fault) -> None:
+    meter = values["meter"]
     if meter and meter not in METERS and not _IMAGE_METER.fullmatch(meter):
         fault("meter", f"{meter!r} is not one of {', '.join(METERS)}, image/SIZE, image/SIZE/QUALITY")
-    if currency and not (len(currency) == 3 and currency.isascii() and currency.isalpha() and currency.isupper()):
-        fault("currency", f"{currency!r} is not an ISO 4217 code such as USD")
     if values["context_band"] not in (None, "short", "long"):
         fault("context_band", f"{values['context_band']!r} is neither short nor long")
     if values["service_tier"]:
         tier = values["service_tier"].lower()
         values["service_tier"] = "default" if tier == "standard" else tier
+
+
+def _check_currency(name: str, values: dict[str, str | None], fault: Fault) -> None:
+    if (currency := values[name]) and not re.fullmatch("[A-Z]{3}", currency):
+        fault(name, f"{currency!r} is not an ISO 4217 code such as USD")
+
+
+def _check_percent(name: str, text: str | None, least: int, most: int, fault: Fault) -> None:
+    if text and (not re.fullmatch(r"-?[0-9]{1,5}(\.[0-9]{0,6})?", text) or not least <= Decimal(text) <= most):
+        fault(name, f"{text!r} is not a percentage from {least} to {most}, such as 12.5")
+
+
+def _check_unit_price(values: dict[str, str | None], fault: Fault) -> None:
+    price, unit = values["unit_price"], values["unit_tokens"]
     tokens = int(unit) if unit and unit.isascii() and unit.isdigit() and len(unit) <= 9 else 0
     if unit and (not 1 <= tokens <= _MAX_UNIT_TOKENS or str(tokens).strip("0") != "1"):
         fault("unit_tokens", f"{unit!r} is not a power of ten from 1 to {_MAX_UNIT_TOKENS}")
@@ -273,7 +340,7 @@ def _check_price(values: dict[str, str | None], fault: Callable[[str, str], None
             values["unit_price"] = f"{amount:f}"
 
 
-def _date(name: str, text: str, fault: Callable[[str, str], None]) -> dt.date | None:
+def _date(name: str, text: str, fault: Fault) -> dt.date | None:
     if not text:
         return None
     try:
@@ -285,7 +352,7 @@ def _date(name: str, text: str, fault: Callable[[str, str], None]) -> dt.date | 
         return None
 
 
-def _minute(name: str, text: str, fault: Callable[[str, str], None]) -> dt.datetime | None:
+def _minute(name: str, text: str, fault: Fault) -> dt.datetime | None:
     if len(text) == len("2026-09-01T10:15Z"):
         try:
             return dt.datetime.strptime(text, "%Y-%m-%dT%H:%MZ")
@@ -310,7 +377,9 @@ def _conflicts(spec: _Spec, rows: list[Row]) -> Iterator[str]:
     groups: dict[tuple[object, int], dict[tuple[str, ...], list[Row]]] = {}
     for row in rows if spec.matches else ():
         exact = tuple(name for name in spec.matches if row.values[name] is not None)
-        groups.setdefault((row.values.get("meter"), len(exact)), {}).setdefault(exact, []).append(row)
+        # a price book says which meter a row prices, other files which meters a row matches
+        meter = None if "meter" in spec.matches else row.values.get("meter")
+        groups.setdefault((meter, len(exact)), {}).setdefault(exact, []).append(row)
     ties: dict[int, int] = {}
     for patterns in groups.values():
         for first, second in itertools.combinations_with_replacement(patterns, 2):

@@ -7,7 +7,12 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-SHAPE = json.dumps(dict.fromkeys(("id", "model", "object", "service_tier", "usage", "images", "status_code"), "VARCHAR"))
+TOOLS = {"web_search_call": "web_search_calls", "file_search_call": "file_search_calls", "code_interpreter_call": "code_interpreter_sessions"}
+"""The items of an answer's output that are calls of tools billed by use, and the columns that count them."""
+
+SHAPE = json.dumps(
+    dict.fromkeys(("id", "model", "object", "service_tier", "usage", "images", "image_kind", "status_code", *TOOLS.values()), "VARCHAR")
+)
 """The JSON object that `read` gives; every part may be absent."""
 
 DECODER = json.JSONDecoder(parse_float=str, parse_constant=str)
@@ -42,9 +47,23 @@ def _read(text: str) -> dict[str, Any]:
             usages[str(part.get("id")) if kind == "response.done" else ""] = part["usage"]
         if isinstance(part.get("data"), list) and any(isinstance(item, dict) and item.keys() & {"b64_json", "url"} for item in part["data"]):
             found["images"] = len(part["data"])
+            if isinstance(part.get("size"), str):
+                found["image_kind"] = "/".join(str(part[name]) for name in ("size", "quality") if part.get(name))
+        if isinstance(part.get("output"), list):
+            found |= _tool_calls(part["output"])
     if usages:
         found["usage"] = _sum(list(usages.values())) if len(usages) > 1 else next(iter(usages.values()))
     return found
+
+
+def _tool_calls(output: list[Any]) -> dict[str, int]:
+    """How often the built-in tools that are billed by use were called; the code interpreter's calls in one container are one session."""
+    calls: dict[str, set[str]] = {}
+    for place, item in enumerate(output):
+        if isinstance(item, dict) and item.get("type") in TOOLS:
+            once = item.get("container_id") if item["type"] == "code_interpreter_call" else None
+            calls.setdefault(TOOLS[item["type"]], set()).add(str(once or item.get("id") or place))
+    return {name: len(ids) for name, ids in calls.items()}
 
 
 def parts(text: str) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ TEXT_COLUMNS = (
     "service",
     "details",
     "part",
+    "image_kind",
 )
 COUNT_COLUMNS = (
     "prompt_tokens",
@@ -32,13 +33,16 @@ COUNT_COLUMNS = (
     "audio_prompt_tokens",
     "cached_audio_tokens",
     "image_prompt_tokens",
+    "cached_image_tokens",
     "completion_tokens",
     "audio_completion_tokens",
     "image_completion_tokens",
     "reasoning_tokens",
     "total_tokens",
     "images",
+    "characters",
 )
+TOOL_COLUMNS = ("web_search_calls", "file_search_calls", "code_interpreter_sessions")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,7 @@ from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.manifest import Manifest, Manifests, events_by_usage_date
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
-from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS
+from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS, TOOL_COLUMNS
 
 _NAME = "request_dates.json"
 _INDEX = "request_index/"
@@ -46,6 +46,8 @@ COMPLETED = (
     "status_code",
     "end_user",
     "details",
+    "image_kind",
+    *TOOL_COLUMNS,
 )
 """What the canonical copy of a request takes from its other copies where it does not say it itself."""
 

@@ -16,11 +16,12 @@ from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.capture.records import MAX_BODY_BYTES, TRUNCATED_BYTES
 from aoai_usage_pipeline.lake.engine import literal
 from aoai_usage_pipeline.usage import answers, estimate
-from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS, TEXT_COLUMNS, Contract, contracts
+from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS, TEXT_COLUMNS, TOOL_COLUMNS, Contract, contracts
 
 FILE_COLUMNS = ("blob", "namespace", "event_hub", "partition_id")
 """Columns of a raw event that its file gives."""
 
+_COUNTED = (*COUNT_COLUMNS, *TOOL_COLUMNS)
 _MAX_TOKENS = 1_000_000_000_000
 _DETAILS = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
 _OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details", "output_token_details")
@@ -37,6 +38,7 @@ _USAGE_COUNTS = {
     "audio_prompt_tokens": "i.audio_tokens",
     "cached_audio_tokens": "json_extract_string(i.cached_tokens_details, '$.audio_tokens')",
     "image_prompt_tokens": "i.image_tokens",
+    "cached_image_tokens": "json_extract_string(i.cached_tokens_details, '$.image_tokens')",
     "audio_completion_tokens": "o.audio_tokens",
     "image_completion_tokens": "o.image_tokens",
     "reasoning_tokens": "o.reasoning_tokens",
@@ -105,9 +107,9 @@ def raw_events_select(source: str, *, start_date: dt.date, today: dt.date, estim
     guess = " ".join(f"WHEN {literal(marker)} THEN {literal(c.name)}" for c in known for marker in c.markers)
     known_fields = " ".join(f"WHEN {literal(c.name)} THEN [{', '.join(literal(f) for f in (*c.shape, *c.texts, *c.ignores))}]" for c in known)
     evidence = ", ".join(literal(c.name) for c in known if not c.billable) or "''"
-    reported = ",\n    ".join(f"coalesce(f.r_{column}, {_USAGE_COUNTS.get(column, 'NULL')}) AS t_{column}" for column in COUNT_COLUMNS)
-    counts = ",\n    ".join(f"token_count(t_{column}) AS {column}" for column in COUNT_COLUMNS)
-    bad_count = " ".join(f"WHEN {c} NOT BETWEEN 0 AND {_MAX_TOKENS} THEN 'invalid_count: {c} is not a number of tokens'" for c in COUNT_COLUMNS)
+    reported = ",\n    ".join(f"coalesce(f.r_{column}, {_USAGE_COUNTS.get(column, 'NULL')}) AS t_{column}" for column in _COUNTED)
+    counts = ",\n    ".join(f"token_count(t_{column}) AS {column}" for column in _COUNTED)
+    bad_count = " ".join(f"WHEN {c} NOT BETWEEN 0 AND {_MAX_TOKENS} THEN 'invalid_count: {c} is not a count'" for c in _COUNTED)
     secrets = literal("|".join(sorted({re.escape(secret) for c in known for secret in c.secrets})))
     kept_body = f"CASE WHEN reason IS NULL AND NOT regexp_matches(body, {secrets}, 'i') THEN body END" if kept else "NULL"
     earliest = f"TIMESTAMP '{start_date}'"
@@ -215,8 +217,11 @@ WITH marked AS (
         WHEN prompt_tokens < 0 OR completion_tokens < 0 THEN 'conflict: total_tokens is less than one of its parts'
         WHEN coalesce(cached_audio_tokens, 0) > coalesce(cached_tokens, 0) OR coalesce(cached_audio_tokens, 0) > coalesce(audio_prompt_tokens, 0)
             THEN 'conflict: cached audio tokens exceed cached or audio tokens'
+        WHEN coalesce(cached_image_tokens, 0) > coalesce(image_prompt_tokens, 0)
+            OR coalesce(cached_image_tokens, 0) + coalesce(cached_audio_tokens, 0) > coalesce(cached_tokens, 0)
+            THEN 'conflict: cached image tokens exceed cached or image tokens'
         WHEN coalesce(cached_tokens, 0) + coalesce(cache_write_tokens, 0) + coalesce(audio_prompt_tokens, 0) - coalesce(cached_audio_tokens, 0)
-            + coalesce(image_prompt_tokens, 0) > coalesce(prompt_tokens, 0)
+            + coalesce(image_prompt_tokens, 0) - coalesce(cached_image_tokens, 0) > coalesce(prompt_tokens, 0)
             THEN 'conflict: cached, cache-write, audio and image tokens exceed prompt_tokens'
         WHEN coalesce(audio_completion_tokens, 0) + coalesce(image_completion_tokens, 0) > coalesce(completion_tokens, 0)
             OR coalesce(reasoning_tokens, 0) > coalesce(completion_tokens, 0)
@@ -234,14 +239,15 @@ FROM (
         redacted(details) AS details,
         {kept_body} AS body,
         coalesce(service, 'openai') AS service,
-        CASE lower(service_tier) WHEN 'standard' THEN 'default' ELSE nullif(lower(service_tier), '') END AS service_tier
+        CASE lower(service_tier) WHEN 'standard' THEN 'default' ELSE nullif(lower(service_tier), '') END AS service_tier,
+        nullif(regexp_extract(lower(image_kind), '^[1-9][0-9]*x[1-9][0-9]*(/[a-z]+)?'), '') AS image_kind
     ),
     CASE WHEN reason IS NULL AND contract NOT IN ({evidence}) THEN CAST(resolved_time AS DATE) END AS usage_date,
     CASE WHEN sampled AND reason IS NULL
         THEN nullif(list_transform(list_filter(TRY(json_keys(body)), lambda field: NOT list_contains(CASE contract {known_fields} END, field)),
             lambda field: redacted(field)), []) END AS unknown_fields,
     CASE WHEN reason IS NULL THEN resolved_time END AS event_time,
-    CASE WHEN coalesce(prompt_tokens, completion_tokens, images, audio_seconds) IS NOT NULL
+    CASE WHEN coalesce(prompt_tokens, completion_tokens, images, characters, audio_seconds) IS NOT NULL
         THEN CASE WHEN estimated THEN 'estimated' ELSE 'reported' END END AS usage_source,
     CASE WHEN reason IS NOT NULL THEN coalesce(body_hash, sha256(body)) END AS body_sha256
     FROM judged
@@ -276,7 +282,7 @@ def _over(contract: Contract, expression: str | None) -> str:
 def _fields(contract: Contract, estimated: bool) -> str:
     """SQL: one struct with everything that a contract says of an event, the same shape for every contract."""
     texts = {column: contract.fields.get(column) for column in TEXT_COLUMNS}
-    texts |= {f"r_{column}": contract.counts.get(column) for column in COUNT_COLUMNS} | {"usage_text": contract.usage, "estimate": None}
+    texts |= {f"r_{column}": contract.counts.get(column) for column in _COUNTED} | {"usage_text": contract.usage, "estimate": None}
     if estimated and contract.estimate:
         counts = ", ".join(f"token_count({sql})" for sql in contract.counts.values()) or "NULL"
         unreported = f"coalesce({contract.usage or 'NULL'}, 'null') = 'null' AND coalesce({counts}) IS NULL"

@@ -4,7 +4,7 @@ The identity half of a call whose counts are in `GatewayLlmLogs`; where the diag
 deployment comes from the URL of the backend.
 """
 
-from aoai_usage_pipeline.usage.contract import Contract
+from aoai_usage_pipeline.usage.contract import TOOL_COLUMNS, Contract
 
 _ERROR = ("elapsed", "message", "reason", "scope", "section", "source")
 
@@ -17,7 +17,7 @@ CONTRACT = Contract(
             "productid", "operationid", "responsecode", "llm",
         ),
         "VARCHAR",
-    ) | {"answer": {"model": "VARCHAR", "service_tier": "VARCHAR", "usage": "VARCHAR"}},
+    ) | {"answer": dict.fromkeys(("model", "service_tier", "usage", "images", "image_kind", *TOOL_COLUMNS), "VARCHAR")},
     matches="e.azure_monitor = 'gateway_log'",
     fields={
         "request_id": "e.correlationid",
@@ -31,9 +31,11 @@ CONTRACT = Contract(
         "service_tier": "e.answer.service_tier",
         "status_code": "e.responsecode",
         "service": "CASE WHEN e.llm = 'true' THEN 'openai' ELSE 'other' END",
-        "part": "CASE WHEN e.answer.usage IS NULL THEN 'identity' END",
+        "image_kind": "e.answer.image_kind",
+        "part": "CASE WHEN coalesce(e.answer.usage, e.answer.images) IS NULL THEN 'identity' END",
     },
     usage="e.answer.usage",
+    counts={name: f"e.answer.{name}" for name in ("images", *TOOL_COLUMNS)},
     ignores=(
         "method", "url", "apiid", "apirevision", "userid", "workspaceid", "cache", "cachetime", "totaltime", "clienttime", "clientprotocol",
         "clienttlsversion", "requestsize", "requestheaders", "requestbody", "responsesize", "responseheaders", "responsebody", "backendid",

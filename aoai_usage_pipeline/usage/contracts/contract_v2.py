@@ -6,7 +6,7 @@ read them, and they are not stored unless `AOAI_KEEP_CONTENT` says so. Ids are h
 with this installation's key.
 """
 
-from aoai_usage_pipeline.usage.contract import Contract
+from aoai_usage_pipeline.usage.contract import TOOL_COLUMNS, Contract
 
 _MODEL = "coalesce(nullif(e.model, ''), e.requestedModel)"
 _DETAILS = (
@@ -20,7 +20,7 @@ CONTRACT = Contract(
     shape=dict.fromkeys(
         (
             "schema", "requestId", "time", "gateway", "subscriptionId", "product", "operation", "application", "endUser", "region", "deployment",
-            "model", "serviceTier", "status", "imageCount", "usage", *_DETAILS,
+            "model", "serviceTier", "status", "imageCount", "inputCharacters", "usage", *_DETAILS,
         ),
         "VARCHAR",
     ),
@@ -40,10 +40,15 @@ CONTRACT = Contract(
         "reported_region": "e.region",
         "status_code": "e.status",
         "end_user": "keyed_hash(nullif(e.endUser, ''))",
+        "image_kind": "concat_ws('/', nullif(e.imageSize, ''), nullif(e.imageQuality, ''))",
         "details": f"to_json(struct_pack({', '.join(f'{name} := e.{name}' for name in _DETAILS)}))",
     },
     usage="e.usage",
-    counts={"images": "nullif(e.imageCount, '0')"},
+    counts={
+        "images": "nullif(e.imageCount, '0')",
+        "characters": "nullif(e.inputCharacters, '0')",
+        **{name: f"nullif(json_extract_string(e.toolCalls, '$.{name.removesuffix('s')}'), '0')" for name in TOOL_COLUMNS},
+    },
     texts={"content": {"request": "VARCHAR", "response": "VARCHAR"}},
     estimate=f"estimate(e.content.request, e.content.response, {_MODEL})",
     truncated_at="content",

@@ -4,7 +4,7 @@ The event carries the caller's subscription key; only a keyed hash of it is kept
 answer id and key, or else the record's coordinates, stand in.
 """
 
-from aoai_usage_pipeline.usage.contract import Contract
+from aoai_usage_pipeline.usage.contract import TOOL_COLUMNS, Contract
 
 CONTRACT = Contract(
     name="private_openai",
@@ -19,10 +19,11 @@ CONTRACT = Contract(
         "reported_model": "a.model",
         "service_tier": "a.service_tier",
         "status_code": "'200'",
+        "image_kind": "a.image_kind",
     },
     response="e.response",
     usage="a.usage",
-    counts={"images": "a.images"},
+    counts={"images": "a.images"} | {name: f"a.{name}" for name in TOOL_COLUMNS},
     texts={"request": "VARCHAR"},
     estimate="estimate(e.request, e.response, a.model)",
     secrets=("appSubscriptionKey",),
