@@ -241,6 +241,8 @@ def compare(
         _keep_whole_deployments(groups, outcomes, fixed)
         _add_capacity(found, groups, outcomes, fixed)
         notes.append("Capacity that pay as you go replaces is given back for the whole range, and reservations with it.")
+        if only.cost_center:
+            notes.append(f"Of shared capacity the part that {only.cost_center} bears is counted: as long as it stays deployed, others would bear it.")
     paid_in = dict(fixed.costs.keys())
     for group in groups:
         outcome, together = outcomes[group.id], scenario.kind == PAYG and group.provisioned
@@ -263,7 +265,7 @@ def _groups(db: duckdb.DuckDBPyConnection, source: str, only: Only, notes: list[
     where = "".join(f" AND {name} = {engine.literal(value)}" for name, value in wanted)
     [(uncounted,)] = db.execute(f"SELECT count(*) FROM {source} WHERE usage_source IS NULL{where}").fetchall()
     if uncounted:
-        notes.append(f"{uncounted:,} requests without token counts are left out.")
+        notes.append(f"Left out are requests without token counts: {uncounted:,}.")
     looked_at = f"(SELECT *, pricing_status = 'unpriced' AS unpriced FROM {source} WHERE usage_source IS NOT NULL{where})"
     columns = ", ".join(_KEY)
     distinct = f"SELECT DISTINCT {columns} FROM {looked_at}"

@@ -104,11 +104,7 @@ def _costs(today: Decimal | None, scenario: Decimal | None, currency: str | None
 
 
 def _percent(part: Fraction) -> str:
-    return f"{_rounded(part * 100, 2):,f} %"
-
-
-def _rounded(number: Fraction, places: int) -> Decimal:
-    return Decimal(round(number * 10**places)).scaleb(-places)
+    return f"{Decimal(round(part * 10_000)).scaleb(-2).normalize():,f} %"
 
 
 def _throughput(found: "Comparison") -> list[str]:
