@@ -365,7 +365,14 @@ def run(billed, monkeypatch, capsys):
     [
         (
             ["--as", "ptu:15", "--deployment", "chat"],
-            ["36.00 USD", "360.00 USD", "+900.0 %", "global list price of 1.00 USD", "1,000 % of this usage"],
+            [
+                "36.00 USD",
+                "360.00 USD",
+                "+900.0 %",
+                "global list price of 1.00 USD",
+                "1,000 % of this usage",
+                "at any volume that they carry paying by",
+            ],
         ),
         (
             ["--as", "ptu:15", "--deployment", "chat", "--hourly-price", "0.50"],
@@ -401,3 +408,10 @@ def test_what_the_command_cannot_use_is_exit_code_2(run, arguments, message):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert message in err
+
+
+def test_the_command_says_that_ptus_which_carry_the_break_even_are_cheaper_above_it(run):
+    # 10,000 PTUs at 0.00001 USD are 2.40 USD a day, a fifteenth of 36; they carry 25 million tokens a minute
+    code, out, _ = run("--as", "ptu:10000", "--deployment", "chat", "--hourly-price", "0.00001")
+    assert code == 0
+    assert "6.67 % of this usage" in out and "above it the PTUs are cheaper, below it paying by the token." in out

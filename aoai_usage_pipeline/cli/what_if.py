@@ -137,9 +137,11 @@ def _conclusion(found: "Comparison") -> str:
     volume = f"{_percent(even.share)} of this usage ({round(even.tokens_per_day):,} tokens a day)"
     if kind == "payg":
         return f"Break-even ({costs}): both cost the same at {volume}; below it paying by the token is cheaper, above it the capacity."
-    sentence = f"Break-even ({costs}): both cost the same at {volume}; above it the PTUs are cheaper, below it paying by the token."
+    sentence = f"Break-even ({costs}): both cost the same at {volume}"
+    cheaper = "above it the PTUs are cheaper, below it paying by the token"
     if used := found.throughput:
-        enough = used.peak_minute * even.share <= 1
-        sentence += f" The PTUs are then used {_percent(used.mean * even.share)} in the mean and {_percent(used.peak_minute * even.share)} in the "
-        sentence += "busiest minute." if enough else "busiest minute, which is more than they can do."
-    return sentence
+        mean, minute = _percent(used.mean * even.share), _percent(used.peak_minute * even.share)
+        sentence += f", where the PTUs are used {mean} in the mean and {minute} in the busiest minute"
+        if used.peak_minute * even.share > 1:
+            cheaper = "that is more than they can do, and at any volume that they carry paying by the token is cheaper"
+    return f"{sentence}; {cheaper}."
