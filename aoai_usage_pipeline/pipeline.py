@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from aoai_usage_pipeline.billing.days import DailyTables, Day, Enrichment
+    from aoai_usage_pipeline.billing.what_if import Comparison, Only, Scenario
     from aoai_usage_pipeline.capture.names import NameFormat
     from aoai_usage_pipeline.lake.manifest import Manifests
     from aoai_usage_pipeline.reference import Reference
@@ -164,6 +165,18 @@ class Pipeline:
                 min(usage_date), max(usage_date), list(DISTINCT deployment ORDER BY deployment) FILTER (deployment IS NOT NULL)
                 FROM daily_billing WHERE pricing_status IN ('unpriced', 'fallback') GROUP BY ALL ORDER BY ALL"""
             return [Unpriced(*row[:-1], tuple(row[-1] or ())) for row in db.execute(select).fetchall()]
+
+    def what_if(self, days: Sequence[dt.date], scenario: "Scenario", only: "Only") -> "Comparison":
+        """What the enriched usage of days would cost under another arrangement, beside what it was billed. Writes nothing. Raises ValueError."""
+        from aoai_usage_pipeline.billing.days import DailyTables
+        from aoai_usage_pipeline.billing.what_if import compare
+        from aoai_usage_pipeline.lake import engine
+
+        reference = self.reference()
+        stage = DailyTables(self.lake, self.enrichment(), lambda: reference)
+        stage.plan(days)
+        with engine.connect(self.lake.staging()) as db:
+            return compare(stage, db, reference, days, scenario, only)
 
     @contextlib.contextmanager
     def _rebilled(self, days: Sequence[dt.date], reference: "Reference") -> "Iterator[DuckDBPyConnection]":

@@ -319,8 +319,13 @@ class DailyTables(_Stage):
     def size(self, day: dt.date) -> int:
         return self._enrichment.days.rows(day)
 
-    def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str]) -> dict[dt.date, str]:
-        db.execute(f"CREATE VIEW enriched AS SELECT * FROM {engine.read_parquet(self._enrichment.days.paths(list(days)))}")
+    def source(self, days: Iterable[dt.date]) -> str:
+        """SQL: the FROM item of the days' enriched usage, which must exist."""
+        return engine.read_parquet(self._enrichment.days.paths(list(days)))
+
+    def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str], source: str | None = None) -> dict[dt.date, str]:
+        """Compute the days, from another FROM item with the columns of `enriched_usage` where one is given."""
+        db.execute(f"CREATE VIEW enriched AS SELECT * FROM {source or self.source(days)}")
         reference = self._load_reference()
         match.load_reference(db, reference)
         own = ", ".join(_DIMENSIONS)

@@ -16,12 +16,21 @@ from aoai_usage_pipeline.reference.capacity import Capacity, Reservation
 
 Row = TypeVar("Row", Capacity, Reservation)
 
+
+class NoRate(ValueError):
+    """A fixed cost is in a currency that cannot be billed."""
+
+
+class Unconserved(Exception):
+    """Capacity lines do not add up to what the capacity costs; the message has both figures."""
+
+
 METERS = (PROVISIONED, IDLE, UNUSED)
 
 _USAGE = """
 SELECT usage_date, hour(event_time), deployment, gateway, subscription_id, product, application, team, cost_center, department,
     CAST(sum(greatest(coalesce(prompt_tokens, 0) - coalesce(cached_tokens, 0), 0)) AS BIGINT), CAST(sum(coalesce(completion_tokens, 0)) AS BIGINT)
-FROM enriched WHERE deployment IN (SELECT unnest(?)) GROUP BY ALL
+FROM {source} WHERE usage_source IS NOT NULL AND deployment IS NOT NULL GROUP BY ALL
 """
 
 
@@ -38,29 +47,38 @@ def days(reference: Reference, start_date: dt.date, used: Collection[dt.date], t
     return found
 
 
-def load_lines(db: duckdb.DuckDBPyConnection, reference: Reference, of_days: Iterable[dt.date]) -> dict[dt.date, str]:
+def hourly_usage(db: duckdb.DuckDBPyConnection, source: str) -> dict[dt.date, list[Usage]]:
+    """What each payer used of each deployment in every hour, by usage date, out of rows of `enriched_usage`."""
+    found: dict[dt.date, list[Usage]] = {}
+    for day, hour, deployment, *payer, uncached, output in db.execute(_USAGE.format(source=source)).fetchall():
+        found.setdefault(day, []).append(Usage(hour, deployment, Payer(*payer), uncached, output))
+    return found
+
+
+def of_day(day: dt.date, reference: Reference, usage: Iterable[Usage]) -> list[CapacityLine]:
+    """The day's capacity lines in the billed currency. Raises `NoRate`, and `Unconserved` when they do not add up to what the capacity costs."""
+    in_force = reference.on(day)
+    capacity = [_converted(row, in_force) for row in in_force.capacity]
+    reservations = [_converted(row, in_force) for row in in_force.reservations]
+    found = lines(day, capacity, reservations, usage)
+    costs: dict[str, Decimal] = {}
+    for line in found:
+        costs[line.currency] = costs.get(line.currency, Decimal(0)) + line.cost
+    if costs != (expected := total(day, capacity, reservations)):
+        raise Unconserved(f"the capacity of the day costs {expected}, but its lines have {costs}")
+    return found
+
+
+def load_lines(db: duckdb.DuckDBPyConnection, reference: Reference, days: Iterable[dt.date]) -> dict[dt.date, str]:
     """Make the table `capacity_lines` out of the view `enriched`; returns the reasons of days that must be held."""
     held: dict[dt.date, str] = {}
     found: list[tuple[dt.date, CapacityLine]] = []
-    usage: dict[dt.date, list[Usage]] = {}
-    if reference.capacity:
-        for day, hour, deployment, *payer, uncached, output in db.execute(_USAGE, [[row.deployment for row in reference.capacity]]).fetchall():
-            usage.setdefault(day, []).append(Usage(hour, deployment, Payer(*payer), uncached, output))
-    for day in of_days if reference.capacity or reference.reservations else ():
-        in_force = reference.on(day)
+    usage = hourly_usage(db, "enriched") if reference.capacity else {}
+    for day in days if reference.capacity or reference.reservations else ():
         try:
-            capacity = [_converted(row, in_force) for row in in_force.capacity]
-            reservations = [_converted(row, in_force) for row in in_force.reservations]
-        except _NoRate as error:
+            found += [(day, line) for line in of_day(day, reference, usage.get(day, []))]
+        except (NoRate, Unconserved) as error:
             held[day] = str(error)
-            continue
-        of_day = lines(day, capacity, reservations, usage.get(day, []))
-        costs: dict[str, Decimal] = {}
-        for line in of_day:
-            costs[line.currency] = costs.get(line.currency, Decimal(0)) + line.cost
-        if costs != (expected := total(day, capacity, reservations)):
-            held[day] = f"the capacity of the day costs {expected}, but its lines have {costs}"
-        found += [(day, line) for line in of_day]
     departments: dict[str | None, set[str | None]] = {}
     for owner in reference.cost_centers:
         departments.setdefault(owner.values["cost_center"], set()).add(owner.values["department"])
@@ -92,10 +110,6 @@ def _row(day: dt.date, line: CapacityLine, departments: set[str | None]) -> dict
     }
 
 
-class _NoRate(Exception):
-    """A fixed cost is in a currency that cannot be billed."""
-
-
 def _converted(row: Row, in_force: Reference) -> Row:
     """The row with its price in the billed currency, rounded half-even to 9 places."""
     to = in_force.billing_currency
@@ -106,4 +120,4 @@ def _converted(row: Row, in_force: Reference) -> Row:
             price = "hourly_price" if isinstance(row, Capacity) else "term_price"
             converted = (getattr(row, price) * Decimal(str(rate.values["rate"]))).quantize(Decimal("1E-9"), ROUND_HALF_EVEN)
             return dataclasses.replace(row, **{price: converted}, currency=to)
-    raise _NoRate(f"fixed costs are in {row.currency}, and exchange_rates.csv has no rate to {to} on the day")
+    raise NoRate(f"fixed costs are in {row.currency}, and exchange_rates.csv has no rate to {to} on the day")
