@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.capture.names import NameFormat
     from aoai_usage_pipeline.lake.manifest import Manifests
     from aoai_usage_pipeline.reference import Reference
+    from aoai_usage_pipeline.reference.versions import ReferenceVersions
     from aoai_usage_pipeline.storage import ObjectStore
     from aoai_usage_pipeline.usage.raw_events import Ingest, Ingested
 
@@ -95,12 +96,25 @@ class Pipeline:
 
         return load(Path(self.settings.reference_dir))
 
-    def enrichment(self) -> "Enrichment":
-        """The stage that makes `enriched_usage`, with the reference data of now."""
+    @cached_property
+    def reference_versions(self) -> "ReferenceVersions":
+        """Every version of the reference data that was used to bill."""
+        from aoai_usage_pipeline.reference.versions import ReferenceVersions
+
+        return ReferenceVersions(self.lake)
+
+    def reference_in_use(self) -> "Reference":
+        """The reference data as the files say now, recorded as in use before anything is priced with it. Raises `ReferenceDataError`."""
+        reference = self.reference()
+        self.reference_versions.record(reference, Path(self.settings.reference_dir))
+        return reference
+
+    def enrichment(self, reference: "Callable[[], Reference] | None" = None) -> "Enrichment":
+        """The stage that makes `enriched_usage`, with the reference data of now unless told otherwise."""
         from aoai_usage_pipeline.billing.days import Enrichment
         from aoai_usage_pipeline.usage.identity import RequestDates
 
-        return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), self.reference)
+        return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), reference or self.reference)
 
     def daily_tables(self, enrichment: "Enrichment | None" = None) -> "DailyTables":
         """The stage that makes `daily_usage` and `daily_billing`."""
@@ -145,7 +159,7 @@ class Pipeline:
     def enrich(self, days: Sequence[dt.date], progress: Progress | None = None) -> "list[Day]":
         """Bring `enriched_usage` of usage dates up to date."""
         self.reference()  # a bad file stops the run before anything is written
-        return sorted(self.enrichment().run(days, progress or self.progress), key=lambda day: day.usage_date)
+        return sorted(self.enrichment(self.reference_in_use).run(days, progress or self.progress), key=lambda day: day.usage_date)
 
     def bill(self, days: Sequence[dt.date], progress: Progress | None = None) -> "list[Day]":
         """Bring `daily_usage` and `daily_billing` of usage dates up to date."""
