@@ -8,6 +8,7 @@ import dataclasses
 import datetime as dt
 import itertools
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.billing.days import DailyTables, Day, Enrichment
     from aoai_usage_pipeline.capture.names import NameFormat
     from aoai_usage_pipeline.lake.manifest import Manifests
+    from aoai_usage_pipeline.reconcile.replay import Verification
     from aoai_usage_pipeline.reference import Reference
     from aoai_usage_pipeline.reference.versions import ReferenceVersions
     from aoai_usage_pipeline.storage import ObjectStore
@@ -47,6 +49,16 @@ class Unpriced:
     first: dt.date
     last: dt.date
     deployments: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Known:
+    """A bill as it was known: the reference data, since when it was in use, the published file, and the days that could not be made."""
+
+    reference_version: str
+    recorded_at: dt.datetime
+    warehouse: Path
+    held: dict[dt.date, str]
 
 
 class Pipeline:
@@ -110,7 +122,7 @@ class Pipeline:
         return reference
 
     def enrichment(self, reference: "Callable[[], Reference] | None" = None) -> "Enrichment":
-        """The stage that makes `enriched_usage`, with the reference data of now unless told otherwise."""
+        """The stage that makes `enriched_usage`, with the reference data that `reference` gives: unless told otherwise, that of now."""
         from aoai_usage_pipeline.billing.days import Enrichment
         from aoai_usage_pipeline.usage.identity import RequestDates
 
@@ -125,12 +137,15 @@ class Pipeline:
     @cached_property
     def ingestion(self) -> "Ingest":
         """What brings capture dates of the lake up to their capture files."""
+        return self._ingest(self.lake, self.manifests)
+
+    def _ingest(self, lake: "ObjectStore", manifests: "Manifests") -> "Ingest":
         from aoai_usage_pipeline.usage.raw_events import Ingest
 
         return Ingest(
             self.capture,
-            self.lake,
-            self.manifests,
+            lake,
+            manifests,
             self.names,
             self.settings.start_date,
             self.hash_key,
@@ -195,6 +210,42 @@ class Pipeline:
             else:
                 db.execute(f"CREATE TABLE daily_billing AS {tables.empty_select(tables.DAILY_BILLING)}")
             yield db
+
+    @contextlib.contextmanager
+    def as_known(self, days: Sequence[dt.date], moment: dt.datetime) -> "Iterator[Known]":
+        """The bill of usage dates as it was known at a moment (UTC): from the events enqueued until then, with the reference data in use then.
+
+        It is made by today's code and kept in a temporary place; the lake and the warehouse stay as they are. Raises ValueError when no
+        reference data was recorded yet at that moment.
+        """
+        from aoai_usage_pipeline.billing import again
+        from aoai_usage_pipeline.lake.manifest import Manifests
+        from aoai_usage_pipeline.publish.warehouse import publish
+        from aoai_usage_pipeline.storage import open_store
+
+        recorded = self.reference_versions.at(moment)
+        reference = recorded and self.reference_versions.load(recorded.version)
+        if not recorded or not reference:
+            first = next(iter(self.reference_versions.log()), None)
+            since = f"the first was recorded at {first.recorded_at:%Y-%m-%d %H:%M:%S} UTC" if first else "none was recorded in this lake so far"
+            raise ValueError(f"no reference data is known to have been in use at {moment:%Y-%m-%d %H:%M:%S} UTC: {since}")
+        with tempfile.TemporaryDirectory(prefix="aoai-usage-") as place:
+            then = open_store(f"{place}/lake", create=True)
+            again.copy_known(self.lake, then, days, moment)
+            held = again.bill(then, days, reference, self.progress)
+            warehouse = Path(place, "bill.duckdb")
+            publish(then, Manifests(then), warehouse)
+            yield Known(recorded.version, recorded.recorded_at, warehouse, held)
+
+    def verify(self, days: Sequence[dt.date]) -> "Verification":
+        """Replay the capture files of usage dates into an empty lake and compare the bill with the one that is stored. Changes nothing.
+
+        Raises ValueError when none of the days has a bill.
+        """
+        from aoai_usage_pipeline.reconcile.replay import Replay
+
+        replay = Replay(self.lake, self._ingest, self.reference(), self.settings.start_date, self.progress)
+        return replay.verify(days)
 
     def publish(self) -> dict[str, int]:
         """Make the DuckDB file equal to the lake; returns rows by table."""

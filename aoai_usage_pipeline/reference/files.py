@@ -183,9 +183,9 @@ def load(folder: Path) -> Reference:
 
 def _said(row: object) -> dict[str, object]:
     """What a row says: what it leaves out says nothing, and neither does its place in the file."""
-    said = dataclasses.asdict(row)  # type: ignore[call-overload]
+    said = {field.name: getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "line"}  # type: ignore[arg-type]
     said |= said.pop("values", {})
-    return {name: value for name, value in said.items() if name != "line" and value is not None}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def parse_price_book(text: str, path: Path) -> tuple[Row, ...]:
