@@ -171,7 +171,7 @@ def shared_dates(lake: ObjectStore, manifests: Manifests, days: Sequence[dt.date
     sources = [f"SELECT request_hash, usage_date FROM {engine.read_parquet(lake.local_paths(indexes))}"] if indexes else []
     if others:
         events = engine.read_parquet(lake.local_paths(others), tables.empty_select(tables.RAW_EVENTS))
-        sources.append(f"SELECT hash(request_id), usage_date FROM {events} WHERE reason IS NULL AND usage_date IS NOT NULL")
+        sources.append(f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL AND usage_date IS NOT NULL")
     if not sources or not days:
         return set(days)
     with engine.connect(lake.staging()) as db:
