@@ -8,6 +8,7 @@ import dataclasses
 import datetime as dt
 import itertools
 import secrets
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.billing.what_if import Comparison, Only, Scenario
     from aoai_usage_pipeline.capture.names import NameFormat
     from aoai_usage_pipeline.lake.manifest import Manifests
+    from aoai_usage_pipeline.reconcile.replay import Verification
     from aoai_usage_pipeline.reference import Reference
+    from aoai_usage_pipeline.reference.versions import ReferenceVersions
     from aoai_usage_pipeline.storage import ObjectStore
     from aoai_usage_pipeline.usage.raw_events import Ingest, Ingested
 
@@ -47,6 +50,16 @@ class Unpriced:
     first: dt.date
     last: dt.date
     deployments: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Known:
+    """A bill as it was known: the reference data, since when it was in use, the published file, and the days that could not be made."""
+
+    reference_version: str
+    recorded_at: dt.datetime
+    warehouse: Path
+    held: dict[dt.date, str]
 
 
 class Pipeline:
@@ -96,12 +109,25 @@ class Pipeline:
 
         return load(Path(self.settings.reference_dir), self.settings.billing_currency)
 
-    def enrichment(self) -> "Enrichment":
-        """The stage that makes `enriched_usage`, with the reference data of now."""
+    @cached_property
+    def reference_versions(self) -> "ReferenceVersions":
+        """Every version of the reference data that was used to bill."""
+        from aoai_usage_pipeline.reference.versions import ReferenceVersions
+
+        return ReferenceVersions(self.lake)
+
+    def reference_in_use(self) -> "Reference":
+        """The reference data as the files say now, recorded as in use before anything is priced with it. Raises `ReferenceDataError`."""
+        reference = self.reference()
+        self.reference_versions.record(reference, Path(self.settings.reference_dir))
+        return reference
+
+    def enrichment(self, reference: "Callable[[], Reference] | None" = None) -> "Enrichment":
+        """The stage that makes `enriched_usage`, with the reference data that `reference` gives: unless told otherwise, that of now."""
         from aoai_usage_pipeline.billing.days import Enrichment
         from aoai_usage_pipeline.usage.identity import RequestDates
 
-        return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), self.reference, self.settings.start_date)
+        return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), reference or self.reference, self.settings.start_date)
 
     def daily_tables(self, enrichment: "Enrichment | None" = None) -> "DailyTables":
         """The stage that makes `daily_usage` and `daily_billing`."""
@@ -112,12 +138,15 @@ class Pipeline:
     @cached_property
     def ingestion(self) -> "Ingest":
         """What brings capture dates of the lake up to their capture files."""
+        return self._ingest(self.lake, self.manifests)
+
+    def _ingest(self, lake: "ObjectStore", manifests: "Manifests") -> "Ingest":
         from aoai_usage_pipeline.usage.raw_events import Ingest
 
         return Ingest(
             self.capture,
-            self.lake,
-            self.manifests,
+            lake,
+            manifests,
             self.names,
             self.settings.start_date,
             self.hash_key,
@@ -146,7 +175,7 @@ class Pipeline:
     def enrich(self, days: Sequence[dt.date], progress: Progress | None = None) -> "list[Day]":
         """Bring `enriched_usage` of usage dates up to date."""
         self.reference()  # a bad file stops the run before anything is written
-        return sorted(self.enrichment().run(days, progress or self.progress), key=lambda day: day.usage_date)
+        return sorted(self.enrichment(self.reference_in_use).run(days, progress or self.progress), key=lambda day: day.usage_date)
 
     def bill(self, days: Sequence[dt.date], progress: Progress | None = None) -> "list[Day]":
         """Bring `daily_usage` and `daily_billing` of usage dates up to date."""
@@ -194,6 +223,42 @@ class Pipeline:
             else:
                 db.execute(f"CREATE TABLE daily_billing AS {tables.empty_select(tables.DAILY_BILLING)}")
             yield db
+
+    @contextlib.contextmanager
+    def as_known(self, days: Sequence[dt.date], moment: dt.datetime) -> "Iterator[Known]":
+        """The bill of usage dates as it was known at a moment (UTC): from the events enqueued until then, with the reference data in use then.
+
+        It is made by today's code and kept in a temporary place; the lake and the warehouse stay as they are. Raises ValueError when no
+        reference data was recorded yet at that moment.
+        """
+        from aoai_usage_pipeline.billing import again
+        from aoai_usage_pipeline.lake.manifest import Manifests
+        from aoai_usage_pipeline.publish.warehouse import publish
+        from aoai_usage_pipeline.storage import open_store
+
+        recorded = self.reference_versions.at(moment)
+        reference = recorded and self.reference_versions.load(recorded.version)
+        if not recorded or not reference:
+            first = next(iter(self.reference_versions.log()), None)
+            since = f"the first was recorded at {first.recorded_at:%Y-%m-%d %H:%M:%S} UTC" if first else "none was recorded in this lake so far"
+            raise ValueError(f"no reference data is known to have been in use at {moment:%Y-%m-%d %H:%M:%S} UTC: {since}")
+        with tempfile.TemporaryDirectory(prefix="aoai-usage-") as place:
+            then = open_store(f"{place}/lake", create=True)
+            again.copy_known(self.lake, then, days, moment)
+            held = again.bill(then, days, reference, self.progress)
+            warehouse = Path(place, "bill.duckdb")
+            publish(then, Manifests(then), warehouse)
+            yield Known(recorded.version, recorded.recorded_at, warehouse, held)
+
+    def verify(self, days: Sequence[dt.date]) -> "Verification":
+        """Replay the capture files of usage dates into an empty lake and compare the bill with the one that is stored. Changes nothing.
+
+        Raises ValueError when none of the days has a bill.
+        """
+        from aoai_usage_pipeline.reconcile.replay import Replay
+
+        replay = Replay(self.lake, self._ingest, self.reference(), self.settings.start_date, self.progress)
+        return replay.verify(days)
 
     def publish(self) -> dict[str, int]:
         """Make the DuckDB file equal to the lake; returns rows by table."""

@@ -179,14 +179,14 @@ price_id          VARCHAR  row of the price book, or of the capacity or reservat
     + _COST
     + """
 usage_source      VARCHAR  reported or estimated; NULL for fixed costs
+charge_class      VARCHAR  Correction for lines that correct a closed month, otherwise NULL
+correction_of     VARCHAR  usage month a correction belongs to
 list_unit_price   DECIMAL(18,9)  list price per unit_tokens, in the billed currency
 contracted_unit_price DECIMAL(18,9)  price of the contract per unit_tokens, in the billed currency; the list price where there is none
 list_cost         DECIMAL(38,15)  cost at the list price
 contracted_cost   DECIMAL(38,15)  cost at the price of the contract; cost is this with the internal markup
 pricing_currency  VARCHAR  currency of the price book's row
 exchange_rate     DECIMAL(18,9)  billed currency per pricing currency; NULL where they are the same
-charge_class      VARCHAR  Correction for lines that correct a closed month, otherwise NULL
-correction_of     VARCHAR  usage month a correction belongs to
 """
 )
 

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from aoai_usage_pipeline import cli
+from aoai_usage_pipeline_tests.support import Run, installation
+
 ROOT = Path(__file__).parent.parent
 _ACCOUNT = "devstoreaccount1"
 # the key that every emulator has, published in Microsoft's documentation
@@ -63,3 +66,30 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, str 
         return str(tmp_path / "store"), None
     endpoint, connection_string = request.getfixturevalue("azurite")
     return f"{endpoint}/test-{uuid.uuid4().hex}", connection_string
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installation whose settings are in the environment, without a DAGSTER_HOME."""
+    pipeline = installation(tmp_path)
+    for name in ("capture_url", "lake_url", "warehouse_path", "reference_dir"):
+        monkeypatch.setenv(f"AOAI_{name.upper()}", str(getattr(pipeline.settings, name)))
+    monkeypatch.setenv("AOAI_START_DATE", "2026-01-01")
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def aoai_usage(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process: (exit code, what it printed, what it complained about)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run

@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from aoai_usage_pipeline.storage import open_store
 
 NAMES = NameFormat(DEFAULT_NAME_FORMAT)
 DAY = dt.datetime(2026, 10, 5)
+Run = Callable[..., tuple[int, str, str]]
 CHAT = "Creates a completion for the chat message"
 
 
@@ -143,3 +144,22 @@ def rows(pipeline: Pipeline, sql: str) -> list[tuple[Any, ...]]:
     """The rows of a query on the published file."""
     with duckdb.connect(pipeline.settings.warehouse_path, read_only=True) as db:
         return db.execute(sql).fetchall()
+
+
+def capture(root: Path, window_start: dt.datetime, *bodies: bytes, first: int = 1) -> Path:
+    """A capture file with these bodies, numbered from `first`; returns its path."""
+    events = [Captured(body, window_start, number) for number, body in enumerate(bodies, first)]
+    put(root / "capture", blob_name(window_start), capture_file(events))
+    return root / "capture" / blob_name(window_start)
+
+
+def lines(output: str, *words: str) -> list[list[str]]:
+    """The cells of the lines that contain all these words."""
+    found = (line for line in output.splitlines() if all(word in line for word in words))
+    return [[cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")] for line in found]
+
+
+def versions(root: Path) -> dict[str, tuple[int, int]]:
+    """Every visible file below a folder with what identifies its version."""
+    files = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}

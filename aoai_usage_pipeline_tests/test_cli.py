@@ -4,70 +4,32 @@ import datetime as dt
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
-from aoai_usage_pipeline import cli
 from aoai_usage_pipeline_tests.support import (
     DAY,
     PRICE_BOOK,
     Captured,
+    Run,
     blob_name,
+    capture,
     capture_file,
     chat,
     hub_event,
     installation,
+    lines,
     put,
     reference,
     rows,
     seed_event,
+    versions,
 )
 
 HOUR, ONE_DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
 TODAY = dt.datetime.combine(dt.datetime.now(dt.UTC).date(), dt.time())
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installation whose settings are in the environment, without a DAGSTER_HOME."""
-    pipeline = installation(tmp_path)
-    for name in ("capture_url", "lake_url", "warehouse_path", "reference_dir"):
-        monkeypatch.setenv(f"AOAI_{name.upper()}", str(getattr(pipeline.settings, name)))
-    monkeypatch.setenv("AOAI_START_DATE", "2026-01-01")
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def aoai_usage(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command in this process: (exit code, what it printed, what it complained about)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        try:
-            code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
-def capture(root: Path, window_start: dt.datetime, *bodies: bytes, first: int = 1) -> Path:
-    events = [Captured(body, window_start, number) for number, body in enumerate(bodies, first)]
-    put(root / "capture", blob_name(window_start), capture_file(events))
-    return root / "capture" / blob_name(window_start)
-
-
-def lines(output: str, *words: str) -> list[list[str]]:
-    """The cells of the lines that contain all these words."""
-    found = (line for line in output.splitlines() if all(word in line for word in words))
-    return [[cell.strip() for cell in line.strip("│┃ ").replace("┃", "│").split("│")] for line in found]
 
 
 def small_mess(root: Path) -> None:
@@ -75,11 +37,6 @@ def small_mess(root: Path) -> None:
     capture(root, DAY + ONE_DAY + HOUR, seed_event("c", DAY + ONE_DAY, chat(10, 5), SubscriptionId="[nobody]"), first=4)
     torn = capture(root, DAY + 2 * ONE_DAY + HOUR, seed_event("d", DAY + ONE_DAY, chat(10, 5)), first=5)
     torn.write_bytes(torn.read_bytes()[:-20])
-
-
-def versions(root: Path) -> dict[str, tuple[int, int]]:
-    files = (path for path in root.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return {str(path): (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
 
 
 def test_bill_prints_the_bill_the_totals_and_what_is_wrong(root: Path, aoai_usage: Run) -> None:

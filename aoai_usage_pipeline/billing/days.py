@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.billing import fixed_costs
+from aoai_usage_pipeline.billing import digest, fixed_costs
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days, footer_metadata
 from aoai_usage_pipeline.lake.held import Held
@@ -275,7 +275,8 @@ class Enrichment(_Stage):
     def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
         counts = self._counts[day]
         reference = engine.digest(self._reference.on(day).content())
-        footer = footer_metadata({"input": input_digest, "code": self._code, "reference": reference, **counts})
+        version = self._reference.version
+        footer = footer_metadata({"input": input_digest, "code": self._code, "reference": reference, "reference_version": version, **counts})
         columns = tables.select_list(tables.ENRICHED_USAGE, texts=False)
         enriched = engine.stage(db, self._lake.staging(), f"SELECT {columns} FROM enriched WHERE usage_date = DATE '{day}'", footer)
         source = engine.read_parquet([str(enriched)])
@@ -299,12 +300,12 @@ class DailyTables(_Stage):
     def __init__(self, lake: ObjectStore, enrichment: Enrichment, reference: Callable[[], Reference]) -> None:
         super().__init__(lake)
         self._enrichment, self._load_reference = enrichment, reference
-        self._sources: dict[dt.date, str] = {}
+        self._sources: dict[dt.date, tuple[dict[str, object], str]] = {}
         self.usage, self.billing = Days(lake, "daily_usage"), Days(lake, "daily_billing")
 
     def plan(self, days: Sequence[dt.date]) -> dict[dt.date, str]:
         made, sources = _made_from(self.objects), self._enrichment.days.footers()
-        self._sources = {day: etag for day, (_, etag) in sources.items()}
+        self._sources = sources
         inputs = {day: str(sources[day][0].get("input")) for day in days if day in sources}
         return {day: made_from for day, made_from in inputs.items() if made.get(day) != {made_from}}
 
@@ -348,7 +349,7 @@ class DailyTables(_Stage):
         held = self._unbalanced(db, days) | unbalanced
         for day in days:
             footer, etag = self._enrichment.days.footer(day)
-            if etag != self._sources[day]:
+            if etag != self._sources[day][1]:
                 held[day] = _OVERTAKEN
             elif footer.get("reference") != engine.digest(reference.on(day).content()):
                 held[day] = "the reference data changed after the day was enriched: run the day again"
@@ -369,10 +370,13 @@ class DailyTables(_Stage):
         return held
 
     def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
-        footer = footer_metadata({"input": input_digest})
+        made_from, _ = self._sources[day]
+        footer = {"input": input_digest, "code": made_from.get("code"), "reference_version": made_from.get("reference_version")}
         for table, etag in zip(self.objects, etags, strict=True):
             select = f"SELECT * FROM {table.table} WHERE usage_date = DATE '{day}'"
-            table.replace(day, engine.stage(db, self._lake.staging(), select, footer), replacing=etag)
+            if table is self.billing:
+                footer["digest"] = digest.of_day(db.execute(select).fetchall())
+            table.replace(day, engine.stage(db, self._lake.staging(), select, footer_metadata(footer)), replacing=etag)
 
 
 def _made_from(tables_of_day: Iterable[Days]) -> dict[dt.date, set[object]]:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aoai_usage_pipeline.cli.console import date, money, open_console, plain, progress_bar
+from aoai_usage_pipeline.cli.console import add_range, moment, money, open_console, plain, progress_bar, usage_dates
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings
 
@@ -20,24 +20,23 @@ if TYPE_CHECKING:
 
 def add_parser(commands: Any) -> None:
     bill = commands.add_parser("bill", help="ingest new capture files, bill a range of usage dates, publish, print the bill")
-    bill.add_argument("--from", dest="first", type=date, required=True, metavar="DATE", help="first usage date, such as 2026-10-01")
-    bill.add_argument("--to", dest="last", type=date, required=True, metavar="DATE", help="last usage date, included")
+    add_range(bill)
+    bill.add_argument(
+        "--as-of", type=moment, metavar="TIME", help="print the bill as it was known at the end of a UTC day or at a time; nothing is written"
+    )
     bill.set_defaults(run=_bill)
 
 
 def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
-    first, last = arguments.first, arguments.last
-    today = dt.datetime.now(dt.UTC).date()
-    if not settings.start_date <= first <= min(last, today):
-        raise ValueError(f"--from {first} --to {last}: expected days in order, from AOAI_START_DATE {settings.start_date} to today {today}")
     console = open_console()
-    if last > today:
-        console.print(f"--to {last} is still to come: billing up to today, {today}.", soft_wrap=True)
-        last = today
+    days = usage_dates(arguments, settings, console, "billing")
+    first, last = days[0], days[-1]
     pipeline = Pipeline(settings)
+    if arguments.as_of:
+        return _bill_as_known(console, pipeline, days, arguments.as_of)
+    today = dt.datetime.now(dt.UTC).date()
     pipeline.reference()
     changed = sorted(pipeline.changed_capture_dates(max(settings.start_date, first - dt.timedelta(1)), today + dt.timedelta(1)))
-    days = [first + dt.timedelta(n) for n in range((last - first).days + 1)]
     failures: list[str] = []
     with progress_bar(console, "billing") as progress, _instance(console) as instance:
         pipeline.progress = progress
@@ -47,11 +46,34 @@ def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
     if Path(settings.warehouse_path).is_file():
         _print_bill(console, settings, first, last, published=not failures)
     held = {day: reason for reasons in pipeline.held().values() for day, reason in reasons.items() if day in set(days)}
-    for day, reason in sorted(held.items()):
-        console.print(f"[bold red]held[/] {day}: {plain(reason)}", soft_wrap=True)
+    _print_held(console, held)
     for failure in failures:
         console.print(f"[bold red]failed[/] {plain(failure)}", soft_wrap=True)
     return 1 if held or failures else 0
+
+
+def _bill_as_known(console: "Console", pipeline: Pipeline, days: list[dt.date], moment: dt.datetime) -> int:
+    """Print the bill as it was known at a moment."""
+    import duckdb
+
+    with progress_bar(console, "billing") as progress:
+        pipeline.progress = progress
+        with pipeline.as_known(days, moment) as known, duckdb.connect(str(known.warehouse), read_only=True) as db:
+            at = f"{moment:%Y-%m-%d %H:%M:%S} UTC"
+            console.print(_bill_table(db, days[0], days[-1], f" as known at {at}"))
+            _print_quality(console, db, days[0], days[-1])
+            console.print(
+                f"Events enqueued up to {at}; reference data version {known.reference_version}, in use since "
+                f"{known.recorded_at:%Y-%m-%d %H:%M:%S} UTC. Nothing was written.",
+                soft_wrap=True,
+            )
+            _print_held(console, known.held)
+            return 1 if known.held else 0
+
+
+def _print_held(console: "Console", held: dict[dt.date, str]) -> None:
+    for day, reason in sorted(held.items()):
+        console.print(f"[bold red]held[/] {day}: {plain(reason)}", soft_wrap=True)
 
 
 def _run(pipeline: Pipeline, instance: Any, job: str, first: dt.date, last: dt.date) -> list[str]:
@@ -94,20 +116,8 @@ def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt
     import duckdb
 
     with duckdb.connect(settings.warehouse_path, read_only=True) as db:
-        days = [first, last]
         console.print(_bill_table(db, first, last))
-        quality = db.execute(
-            """SELECT coalesce(sum(parsed), 0), coalesce(sum(accepted), 0), coalesce(sum(duplicates), 0), coalesce(sum(conflicts), 0),
-            coalesce(sum(no_usage), 0), coalesce(sum(unpriced), 0), coalesce(sum(unallocated), 0)
-            FROM daily_quality WHERE usage_date BETWEEN ? AND ?""",
-            days,
-        ).fetchall()[0]
-        console.print(
-            "{:,} events: {:,} requests, {:,} duplicates, {:,} conflicts, {:,} without usage, {:,} without a price, {:,} without an owner".format(
-                *quality
-            ),
-            soft_wrap=True,
-        )
+        _print_quality(console, db, first, last)
         for reason, count, blob, number in db.execute(
             """SELECT reason, count(*), first(blob ORDER BY blob, sequence_number), first(sequence_number ORDER BY blob, sequence_number)
             FROM quarantine GROUP BY 1 ORDER BY 2 DESC, 1"""
@@ -118,10 +128,25 @@ def _print_bill(console: "Console", settings: Settings, first: dt.date, last: dt
     console.print(f"{'Published to' if published else 'As published before in'} {plain(settings.warehouse_path)}", soft_wrap=True)
 
 
-def _bill_table(db: Any, first: dt.date, last: dt.date) -> Any:
+def _print_quality(console: "Console", db: Any, first: dt.date, last: dt.date) -> None:
+    quality = db.execute(
+        """SELECT coalesce(sum(parsed), 0), coalesce(sum(accepted), 0), coalesce(sum(duplicates), 0), coalesce(sum(conflicts), 0),
+        coalesce(sum(no_usage), 0), coalesce(sum(unpriced), 0), coalesce(sum(unallocated), 0)
+        FROM daily_quality WHERE usage_date BETWEEN ? AND ?""",
+        [first, last],
+    ).fetchall()[0]
+    console.print(
+        "{:,} events: {:,} requests, {:,} duplicates, {:,} conflicts, {:,} without usage, {:,} without a price, {:,} without an owner".format(
+            *quality
+        ),
+        soft_wrap=True,
+    )
+
+
+def _bill_table(db: Any, first: dt.date, last: dt.date, known: str = "") -> Any:
     from rich.table import Table
 
-    table = Table(title=f"Bill {first} to {last}", title_justify="left")
+    table = Table(title=f"Bill {first} to {last}{known}", title_justify="left")
     table.add_column("Cost centre")
     table.add_column("Team")
     for name in ("Requests", "Prompt tokens", "Completion tokens", "Cost"):

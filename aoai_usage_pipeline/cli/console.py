@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from aoai_usage_pipeline.settings import Settings
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,6 +19,36 @@ def date(text: str) -> dt.date:
         return dt.date.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2026-10-01") from None
+
+
+def moment(text: str) -> dt.datetime:
+    """A date, which stands for its last microsecond (UTC), or a time with its zone; UTC without a zone."""
+    with contextlib.suppress(ValueError):
+        return dt.datetime.combine(dt.date.fromisoformat(text), dt.time.max)
+    try:
+        at = dt.datetime.fromisoformat(text)
+        if at.tzinfo is None:
+            raise ValueError
+        return at.astimezone(dt.UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a date such as 2026-10-05 nor a time such as 2026-10-05T12:00Z") from None
+
+
+def add_range(parser: argparse.ArgumentParser) -> None:
+    """The arguments `--from` and `--to`, for `usage_dates`."""
+    parser.add_argument("--from", dest="first", type=date, required=True, metavar="DATE", help="first usage date, such as 2026-10-01")
+    parser.add_argument("--to", dest="last", type=date, required=True, metavar="DATE", help="last usage date, included")
+
+
+def usage_dates(arguments: argparse.Namespace, settings: Settings, console: "Console", doing: str) -> list[dt.date]:
+    """The days from `--from` to `--to`, up to today. Raises ValueError when they are not in order or before the start date."""
+    first, last = arguments.first, arguments.last
+    today = dt.datetime.now(dt.UTC).date()
+    if not settings.start_date <= first <= min(last, today):
+        raise ValueError(f"--from {first} --to {last}: expected days in order, from AOAI_START_DATE {settings.start_date} to today {today}")
+    if last > today:
+        console.print(f"--to {last} is still to come: {doing} up to today, {today}.", soft_wrap=True)
+    return [first + dt.timedelta(n) for n in range((min(last, today) - first).days + 1)]
 
 
 def open_console() -> "Console":

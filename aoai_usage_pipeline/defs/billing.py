@@ -15,6 +15,7 @@ from aoai_usage_pipeline.defs.common import (
     RANGE_START,
     check_result,
     checked_days,
+    day_metadata,
     days_of,
     report,
     schema_metadata,
@@ -55,8 +56,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         held = span([day.usage_date for day in days if day.outcome == "held"]) or "none"
         for table in (made.usage, made.billing):
             for day in days:
-                metadata = {"dagster/partition_row_count": table.rows(day.usage_date), "outcome": day.outcome}
-                context.add_asset_metadata(metadata, asset_key=table.table, partition_key=str(day.usage_date))
+                context.add_asset_metadata(day_metadata(table, day), asset_key=table.table, partition_key=str(day.usage_date))
             yield dg.MaterializeResult(asset_key=table.table, metadata={"held": held, "days": len(days)})
 
     @dg.multi_asset_check(

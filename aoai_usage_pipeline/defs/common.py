@@ -3,11 +3,16 @@
 import datetime as dt
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.pipeline import Pipeline, Progress
+
+if TYPE_CHECKING:
+    from aoai_usage_pipeline.billing.days import Day
+    from aoai_usage_pipeline.lake.days import Days
 
 # both parameters are what Dagster's own guides use; pinned to <1.14, a change of theirs cannot come unnoticed
 for _parameter in ("backfill_policy", "allow_nonexistent_upstream_partitions"):
@@ -41,6 +46,13 @@ def schema_metadata(table: str, columns: tuple[tables.Column, ...]) -> dict[str,
     """What the UI shows of a table: its name and its columns."""
     schema = dg.TableSchema(columns=[dg.TableColumn(c.name, c.type, description=c.description) for c in columns])
     return {"dagster/column_schema": schema, "dagster/table_name": table}
+
+
+def day_metadata(table: "Days", day: "Day") -> dict[str, object]:
+    """What the UI shows of a day's object: its rows, what became of it, the reference data it was made with and the digest of its lines."""
+    footer, _ = table.footer(day.usage_date)
+    stamps = {name: footer[name] for name in ("reference_version", "digest") if footer.get(name)}
+    return {"dagster/partition_row_count": table.rows(day.usage_date), "outcome": day.outcome, **stamps}
 
 
 def told(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Progress:

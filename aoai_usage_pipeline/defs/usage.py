@@ -5,7 +5,19 @@ from collections.abc import Iterator
 import dagster as dg
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.defs.common import GROUP, ONE_RUN, OWNERS, check_result, checked_days, days_of, report, schema_metadata, span, told
+from aoai_usage_pipeline.defs.common import (
+    GROUP,
+    ONE_RUN,
+    OWNERS,
+    check_result,
+    checked_days,
+    day_metadata,
+    days_of,
+    report,
+    schema_metadata,
+    span,
+    told,
+)
 from aoai_usage_pipeline.pipeline import Pipeline
 
 _REQUESTS, _TOKENS = "accepted_plus_duplicates_is_parsed", "tokens_enriched_equal_raw"
@@ -52,8 +64,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         days = pipeline.enrich(days_of(context), told(context, pipeline))
         table = pipeline.enrichment().days
         for day in days:
-            metadata = {"dagster/partition_row_count": table.rows(day.usage_date), "outcome": day.outcome}
-            context.add_asset_metadata(metadata, partition_key=str(day.usage_date))
+            context.add_asset_metadata(day_metadata(table, day), partition_key=str(day.usage_date))
         held = [day for day in days if day.outcome == "held"]
         return dg.MaterializeResult(metadata={"held": span([day.usage_date for day in held]) or "none", "days": len(days)})
 

@@ -101,6 +101,8 @@ RESERVATIONS = _Spec(
     ("reservation_id", "deployment_sku", "ptus", "term_price", "term", "currency"),
     "reservation_id",
 )
+SPECS = (PRICE_BOOK, DEPLOYMENTS, COST_CENTERS, CONTRACT_PRICES, MARKUPS, EXCHANGE_RATES, CAPACITY, RESERVATIONS)
+"""Every file there is."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,6 +161,18 @@ class Reference:
         return self._content
 
     @functools.cached_property
+    def version(self) -> str:
+        """A hash of what all rows say and when they are in force: the same for files that say the same in another order or layout."""
+        said: dict[str, object] = {"billing_currency": self.billing_currency} if self.billing_currency else {}
+        for field in dataclasses.fields(self):
+            if field.name == "billing_currency":
+                continue
+            rows = sorted(json.dumps(_said(row), sort_keys=True, default=str) for row in getattr(self, field.name))
+            # a file that is empty, absent or not known yet makes no difference
+            said |= {field.name: rows} if rows else {}
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:24]
+
+    @functools.cached_property
     def _content(self) -> str:
         said = [sorted(json.dumps(row.values, sort_keys=True) for row in rows) for rows in self._files]
         fixed = (*self.capacity, *self.reservations)
@@ -171,8 +185,9 @@ def load(folder: Path, billing_currency: str | None = None) -> Reference:
     if not folder.is_dir():
         raise ReferenceDataError(f"folder {folder} does not exist (AOAI_REFERENCE_DIR)")
     faults: list[str] = []
-    rows = [_read(folder / spec.name, spec, faults) for spec in (PRICE_BOOK, DEPLOYMENTS, COST_CENTERS, CONTRACT_PRICES, MARKUPS, EXCHANGE_RATES)]
-    capacity, reservations = (_read(folder / spec.name, spec, faults) for spec in (CAPACITY, RESERVATIONS))
+    read = {spec: _read(folder / spec.name, spec, faults) for spec in SPECS}
+    rows = [read[spec] for spec in (PRICE_BOOK, DEPLOYMENTS, COST_CENTERS, CONTRACT_PRICES, MARKUPS, EXCHANGE_RATES)]
+    capacity, reservations = read[CAPACITY], read[RESERVATIONS]
     faults.extend(f"{folder / CAPACITY.name}: {fault}" for fault in _mixed_currencies(capacity, reservations))
     if faults:
         raise ReferenceDataError("\n".join(faults))
@@ -182,6 +197,13 @@ def load(folder: Path, billing_currency: str | None = None) -> Reference:
         reservations=tuple(Reservation.of(row.values, row.effective_from, row.effective_to) for row in reservations),
         billing_currency=billing_currency,
     )
+
+
+def _said(row: object) -> dict[str, object]:
+    """What a row says: what it leaves out says nothing, and neither does its place in the file."""
+    said = {field.name: getattr(row, field.name) for field in dataclasses.fields(row) if field.name != "line"}  # type: ignore[arg-type]
+    said |= said.pop("values", {})
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def parse_price_book(text: str, path: Path) -> tuple[Row, ...]:

@@ -10,6 +10,7 @@ import contextlib
 import datetime as dt
 import json
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -161,6 +162,26 @@ class RequestDates:
             SELECT request_id, dates, counts_on, copies, conflict, {", ".join(COMPLETED)}, attributed FROM together ORDER BY request_id"""
         ).fetchall()
         return {request_id: list(rest) for request_id, *rest in rows}
+
+
+def shared_dates(lake: ObjectStore, manifests: Manifests, days: Sequence[dt.date]) -> set[dt.date]:
+    """The usage dates of all copies of the requests that have one on these days, the days themselves among them. Writes nothing."""
+    with_events = [manifest for manifest in manifests.all() if manifest.segments]
+    existing = {stored.name for stored in lake.objects(_INDEX)}
+    indexes = [name for manifest in with_events if (name := _index_name(manifest)) in existing]
+    others = [segment.name for manifest in with_events if _index_name(manifest) not in existing for segment in manifest.segments]
+    sources = [f"SELECT request_hash, usage_date FROM {engine.read_parquet(lake.local_paths(indexes))}"] if indexes else []
+    if others:
+        events = engine.read_parquet(lake.local_paths(others), tables.empty_select(tables.RAW_EVENTS))
+        sources.append(f"SELECT hash(request_id) AS request_hash, usage_date FROM {events} WHERE reason IS NULL AND usage_date IS NOT NULL")
+    if not sources or not days:
+        return set(days)
+    with engine.connect(lake.staging()) as db:
+        db.execute(f"CREATE VIEW requests AS {' UNION ALL '.join(sources)}")
+        wanted = ", ".join(f"DATE '{day}'" for day in days)
+        mine = f"SELECT request_hash FROM requests WHERE usage_date IN ({wanted})"
+        found = db.execute(f"SELECT DISTINCT usage_date FROM requests WHERE request_hash IN ({mine})").fetchall()
+    return set(days) | {day for (day,) in found}
 
 
 def write_index(lake: ObjectStore, manifest: Manifest, requests: pa.Table) -> None:
