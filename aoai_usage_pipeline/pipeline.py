@@ -234,14 +234,16 @@ class Pipeline:
         from aoai_usage_pipeline.billing import again
         from aoai_usage_pipeline.lake.manifest import Manifests
         from aoai_usage_pipeline.publish.warehouse import publish
-        from aoai_usage_pipeline.storage import open_store
+        from aoai_usage_pipeline.storage import NotFound, open_store
 
         recorded = self.reference_versions.at(moment)
-        reference = recorded and self.reference_versions.load(recorded.version)
-        if not recorded or not reference:
+        if not recorded:
             first = next(iter(self.reference_versions.log()), None)
             since = f"the first was recorded at {first.recorded_at:%Y-%m-%d %H:%M:%S} UTC" if first else "none was recorded in this lake so far"
             raise ValueError(f"no reference data is known to have been in use at {moment:%Y-%m-%d %H:%M:%S} UTC: {since}")
+        reference = self.reference_versions.load(recorded.version)
+        if not reference:
+            raise NotFound(f"reference data version {recorded.version} is gone from {self.lake.url}")
         with tempfile.TemporaryDirectory(prefix="aoai-usage-") as place:
             then = open_store(f"{place}/lake", create=True)
             again.copy_known(self.lake, then, days, moment)

@@ -224,6 +224,7 @@ def test_every_file_belongs_to_a_version() -> None:
         (PRICE_BOOK, "\n".join([PRICE_BOOK.splitlines()[0], "", *reversed(PRICE_BOOK.splitlines()[1:])]), False),
         ("gpt-4o,*,*", "gpt-4o, ,*", False),
     ],
+    ids=["end", "price", "source", "row gone", "order", "blank for any"],
 )
 def test_another_version_is_what_says_something_else(tmp_path: Path, old: str, new: str, other: bool) -> None:
     bill_a_day(tmp_path)

@@ -35,7 +35,7 @@ def copy_known(lake: ObjectStore, into: ObjectStore, days: Sequence[dt.date], mo
                 continue
             events = engine.read_parquet(lake.local_paths(names), tables.empty_select(tables.RAW_EVENTS))
             known = f"reason IS NULL AND usage_date IN ({dates}) AND enqueued_at <= TIMESTAMP '{moment}'"
-            db.execute(f"CREATE OR REPLACE VIEW known AS SELECT * FROM {events} WHERE {known}")
+            db.execute(f"CREATE OR REPLACE VIEW known AS SELECT * EXCLUDE (body) FROM {events} WHERE {known}")
             by_date = db.execute(f"SELECT CAST(usage_date AS VARCHAR), count(*), {tables.TOKENS} FROM known GROUP BY 1 ORDER BY 1").fetchall()
             if not by_date:
                 continue

@@ -20,9 +20,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from aoai_usage_pipeline.storage import StorageError
 
     arguments = _parser().parse_args(argv)
+    unusable = (SettingsError, ReferenceDataError, StorageError, ValueError, OSError, dg.DagsterInvariantViolationError)
     try:
         return arguments.run(arguments, Settings.from_env())
-    except (SettingsError, ReferenceDataError, StorageError, ValueError, OSError, duckdb.IOException, dg.DagsterInvariantViolationError) as error:
+    except (*unusable, duckdb.IOException, duckdb.InvalidInputException) as error:
         print(f"aoai-usage: {error}", file=sys.stderr)  # noqa: T201
         return 2
 

@@ -33,13 +33,14 @@ def _verify(arguments: argparse.Namespace, settings: Settings) -> int:
     for verdict in found.verdicts:
         _print_verdict(console, verdict)
     for date in found.changed:
-        console.print(f"[yellow]changed[/] capture files of {date} are not, or not by this version, what was billed: `aoai-usage bill` reads them")
+        why = "are new, were replaced, or were read by another version of this program: `aoai-usage bill` reads them"
+        console.print(f"[yellow]changed[/] capture files of {date} {why}", soft_wrap=True)
     for blob in found.removed:
         console.print(f"[yellow]gone[/] {plain(blob)}: its events cannot be replayed", soft_wrap=True)
     counts = [sum(verdict.outcome == outcome for verdict in found.verdicts) for outcome in ("agrees", "differs", "cannot be verified")]
-    stored = {verdict.usage_date: verdict.stored for verdict in found.verdicts if verdict.stored}
-    replayed = {verdict.usage_date: verdict.replayed for verdict in found.verdicts}
-    console.print(f"{days[0]} to {days[-1]}: stored {digest.of_days(stored)}, replayed {digest.of_days(replayed)}", soft_wrap=True)
+    stored = digest.of_days({verdict.usage_date: verdict.stored or "" for verdict in found.verdicts})
+    replayed = digest.of_days({verdict.usage_date: verdict.replayed for verdict in found.verdicts})
+    console.print(f"{days[0]} to {days[-1]}: stored {stored}, replayed {replayed}", soft_wrap=True)
     console.print("{} days agree, {} differ, {} cannot be verified".format(*counts), soft_wrap=True)
     return 0 if found.agrees else 1
 

@@ -177,7 +177,7 @@ def _judge(stored: Days, replayed: Days, day: dt.date, reasons: Sequence[str], n
     if said is not None and (found := _digest(lines)) != said:
         wrong.append(f"the lines in the lake are not the ones it was stored with: their digest is {found}")
     if said is not None and replayed_digest != said:
-        wrong.append("the replay gives another bill" if etag else "it was never billed")
+        wrong.append("the replay gives another bill" if etag else "there is no bill of it in the lake")
         if incomplete:
             reasons = [*reasons, "capture files of other days, which may have had copies of its requests, are gone"]
     outcome = UNVERIFIABLE if reasons else DIFFERS if wrong else AGREES
