@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from aoai_usage_pipeline.billing.days import DailyTables, Day, Enrichment
+    from aoai_usage_pipeline.billing.periods import Closing
+    from aoai_usage_pipeline.billing.statement import Statement
     from aoai_usage_pipeline.billing.what_if import Comparison, Only, Scenario
     from aoai_usage_pipeline.capture.names import NameFormat
     from aoai_usage_pipeline.lake.manifest import Manifests
@@ -261,6 +263,54 @@ class Pipeline:
 
         replay = Replay(self.lake, self._ingest, self.reference(), self.settings.start_date, self.progress)
         return replay.verify(days)
+
+    def close(self, period: str, *, accept_unpriced: bool = False) -> "Closing":
+        """Close a billing period: its lines are frozen, and what comes later are corrections in the open one.
+
+        Raises ValueError with every reason why it cannot be closed.
+        """
+        from aoai_usage_pipeline.billing.periods import Periods, days_of
+
+        first, last = days_of(period)
+        today = dt.datetime.now(dt.UTC).date()
+        if last >= today:
+            raise ValueError(f"{period} has not ended: it can be closed from {last + dt.timedelta(1)} on")
+        periods, billing = Periods(self.lake), self.daily_tables().billing
+        closed, existing = set(periods.closed()), billing.existing()
+        reasons = [f"{month} is still open: close it first" for month in sorted({f"{day:%Y-%m}" for day in existing if day < first} - closed)]
+        held = {day: reason for of_stage in self.held().values() for day, reason in of_stage.items() if day <= last}
+        reasons += [f"{day} is held: {reason}" for day, reason in sorted(held.items())]
+        if stale := sorted(day for day in self.stale_usage_dates() if day <= last):
+            reasons.append(f"{len(stale)} days up to {last} are not up to date, the first is {stale[0]}: run aoai-usage bill")
+        if changed := self.changed_capture_dates(first, min(last + dt.timedelta(1), today)):
+            reasons.append(f"capture files of {min(changed)} are not ingested: run aoai-usage bill")
+        unpriced = sum(line.pricing_status == "unpriced" for one in self.statements(period) for line in one.lines)
+        if unpriced and not accept_unpriced:
+            reasons.append(f"{unpriced} lines have no price: add the prices and bill again, or close with --accept-unpriced")
+        if reasons:
+            raise ValueError(f"{period} cannot be closed:\n" + "\n".join(f"- {reason}" for reason in reasons))
+        closing = periods.close(period, billing)
+        self.statements(period)
+        return closing
+
+    def statements(self, period: str) -> "list[Statement]":
+        """The statements of a billing period; those of a closed one are kept in the lake. Raises ValueError for what is no period."""
+        from aoai_usage_pipeline.billing.periods import Periods, days_of
+        from aoai_usage_pipeline.billing.statement import statements, summary
+        from aoai_usage_pipeline.lake import engine
+        from aoai_usage_pipeline.storage import Changed
+
+        _, last = days_of(period)
+        periods, billing = Periods(self.lake), self.daily_tables().billing
+        closed = period in periods.closed()
+        with engine.connect(self.lake.staging()) as db:
+            empty = tables.empty_select(tables.DAILY_BILLING)
+            paths = [] if closed else billing.paths([day for day in billing.existing() if day <= last])
+            found = statements(db, periods.lines([period]) if closed else engine.read_parquet(paths, empty) if paths else f"({empty})", period)
+        if closed:
+            with contextlib.suppress(Changed):
+                self.lake.write(f"statements/billing_period={period}.json", summary(found), replacing=None)
+        return found
 
     def publish(self) -> dict[str, int]:
         """Make the DuckDB file equal to the lake; returns rows by table."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.billing import digest, fixed_costs
+from aoai_usage_pipeline.billing.periods import Periods, correct
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days, footer_metadata
 from aoai_usage_pipeline.lake.held import Held
@@ -302,6 +303,8 @@ class DailyTables(_Stage):
         self._enrichment, self._load_reference = enrichment, reference
         self._sources: dict[dt.date, tuple[dict[str, object], str]] = {}
         self.usage, self.billing = Days(lake, "daily_usage"), Days(lake, "daily_billing")
+        self._periods = Periods(lake)
+        self._closed: list[str] = []
 
     def plan(self, days: Sequence[dt.date]) -> dict[dt.date, str]:
         made, sources = _made_from(self.objects), self._enrichment.days.footers()
@@ -327,7 +330,7 @@ class DailyTables(_Stage):
     def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str], source: str | None = None) -> dict[dt.date, str]:
         """Compute the days, from another FROM item with the columns of `enriched_usage` where one is given."""
         db.execute(f"CREATE VIEW enriched AS SELECT * FROM {source or self.source(days)}")
-        reference = self._load_reference()
+        reference, self._closed = self._load_reference(), self._periods.closed()
         match.load_reference(db, reference)
         own = ", ".join(_DIMENSIONS)
         db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own))
@@ -346,6 +349,7 @@ class DailyTables(_Stage):
         unbalanced = fixed_costs.load_lines(db, reference, days)
         for table, columns, select in (("daily_usage", tables.DAILY_USAGE, usage), ("daily_billing", tables.DAILY_BILLING, billing)):
             db.execute(f"CREATE TABLE {table} AS SELECT {tables.select_list(columns)} FROM ({select}) ORDER BY ALL")
+        correct(db, self._periods, self._closed, days)
         held = self._unbalanced(db, days) | unbalanced
         for day in days:
             footer, etag = self._enrichment.days.footer(day)
@@ -370,6 +374,8 @@ class DailyTables(_Stage):
         return held
 
     def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
+        if self._periods.closed() != self._closed:
+            raise Changed(f"a month was closed while {day} was made")
         made_from, _ = self._sources[day]
         footer = {"input": input_digest, "code": made_from.get("code"), "reference_version": made_from.get("reference_version")}
         for table, etag in zip(self.objects, etags, strict=True):
@@ -377,6 +383,9 @@ class DailyTables(_Stage):
             if table is self.billing:
                 footer["digest"] = digest.of_day(db.execute(select).fetchall())
             table.replace(day, engine.stage(db, self._lake.staging(), select, footer_metadata(footer)), replacing=etag)
+        if self._periods.closed() != self._closed:
+            # closing looks for replaced days too, so that one of the two sees the other
+            self.billing.delete(day)
 
 
 def _made_from(tables_of_day: Iterable[Days]) -> dict[dt.date, set[object]]:

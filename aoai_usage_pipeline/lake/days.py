@@ -74,6 +74,10 @@ class Days:
         """Put a finished local file in the day's place. Raises `Changed` when another run was faster."""
         self._lake.write(self.name(day), staged, replacing=replacing)
 
+    def delete(self, day: dt.date) -> None:
+        """Take the day's object away, so that the day is made again."""
+        self._lake.delete(self.name(day))
+
 
 def footer_metadata(footer: dict[str, object]) -> dict[str, str]:
     """The Parquet key-value metadata that `Days.footer` reads back."""

@@ -13,6 +13,7 @@ from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.billing import digest
 from aoai_usage_pipeline.billing.again import bill
 from aoai_usage_pipeline.billing.days import Progress
+from aoai_usage_pipeline.billing.periods import Periods
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.lake.manifest import Manifest, Manifests
@@ -97,6 +98,7 @@ class Replay:
         reasons = {day: [f"capture file {blob} is gone" for blob in removed.get(day, ())] for day in days}
         with tempfile.TemporaryDirectory(prefix="aoai-usage-") as place:
             again = open_store(place, create=True)
+            Periods(self.lake).copy(again)
             for date, result in self.ingest_into(again, Manifests(again)).run(list(manifests), self.progress):
                 if isinstance(result, Unbalanced):
                     for day in days:
