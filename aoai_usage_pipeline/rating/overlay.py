@@ -49,8 +49,8 @@ def overlaid(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractio
     if overlay.unit_price is not None and overlay.unit_tokens is not None:
         contracted = _per(overlay.unit_price, overlay.unit_tokens, unit)
     elif overlay.discount is not None:
-        contracted = _EXACT.multiply(listed, 1 - overlay.discount / 100)
-    billed = _EXACT.multiply(contracted, 1 + (overlay.markup or 0) / 100)
+        contracted = _percent(listed, 100 - overlay.discount)
+    billed = contracted if overlay.markup is None else _percent(contracted, 100 + overlay.markup)
     rate = Decimal(1) if overlay.exchange_rate is None else overlay.exchange_rate
     rounded = [
         _EXACT.multiply(price, rate).quantize(Decimal(1).scaleb(-PLACES), ROUND_HALF_EVEN, Context(prec=120))
@@ -59,6 +59,10 @@ def overlaid(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractio
     if max(rounded) >= _LIMIT:
         raise PriceOverflow(f"{max(rounded)} per {unit} is too large")
     return Prices(*rounded, unit)
+
+
+def _percent(price: Decimal, percent: Decimal) -> Decimal:
+    return _EXACT.multiply(price, percent).scaleb(-2, _EXACT)
 
 
 def _per(price: Decimal, of: int, unit: int) -> Decimal:
