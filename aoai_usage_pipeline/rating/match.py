@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 
 from aoai_usage_pipeline.lake.engine import literal
-from aoai_usage_pipeline.rating.overlay import PLACES, Overlay, overlaid
+from aoai_usage_pipeline.rating.overlay import PLACES, Overlay, PriceOverflow, overlaid
 from aoai_usage_pipeline.reference.files import (
     CONTRACT_PRICES,
     COST_CENTERS,
@@ -204,13 +204,13 @@ def _overlay(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
     exchanged = ("number", "usage_date", *EXCHANGE_RATES.matches)
     db.execute(_best("exchange_of", source, "exchange_rates", exchanged, EXCHANGE_RATES.matches, EXCHANGE_RATES.gives))
     found = db.execute(
-        """SELECT number, p.meter, p.unit_price, p.unit_tokens, p.currency, to_currency, c.best.unit_price, c.best.unit_tokens, c.best.discount,
-            m.best.markup, x.best.rate
+        """SELECT number, p.price_id, p.meter, p.unit_price, p.unit_tokens, p.currency, to_currency,
+            c.best.unit_price, c.best.unit_tokens, c.best.discount, m.best.markup, x.best.rate
         FROM resolved AS p JOIN contract_of AS c USING (number) JOIN markup_of AS m USING (number) JOIN exchange_of AS x USING (number)
         WHERE p.price_id IS NOT NULL"""
     ).fetchall()
     changed = []
-    for number, meter, price, unit, currency, to, *given in found:
+    for number, price_id, meter, price, unit, currency, to, *given in found:
         contract_price, contract_unit, discount, markup, rate = (None if text is None else Decimal(text) for text in given)
         if currency == to:
             rate = None
@@ -219,7 +219,10 @@ def _overlay(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
             continue
         overlay = Overlay(contract_price, None if contract_unit is None else int(contract_unit), discount, markup, rate)
         if overlay != Overlay():
-            prices = overlaid(price, unit, overlay, fractional=meter in ONE_BY_ONE)
+            try:
+                prices = overlaid(price, unit, overlay, fractional=meter in ONE_BY_ONE)
+            except PriceOverflow as error:
+                raise PriceOverflow(f"price {price_id} with its contract, markup and exchange rate: {error}") from None
             changed.append((number, prices.list_unit_price, prices.contracted_unit_price, prices.unit_price, prices.unit_tokens, to, rate))
     money = pa.decimal128(18, PLACES)
     columns = {"number": pa.int64(), "listed": money, "contracted": money, "billed": money, "unit": pa.int64(), "billed_in": pa.string()}

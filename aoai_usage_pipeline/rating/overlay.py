@@ -9,12 +9,12 @@ PLACES = 9
 OVERLAID_UNIT = 1_000_000
 """The unit of a price that an overlay changed: 9 places of a price per million are 15 places of a price for one."""
 
-_LIMIT = Decimal(10) ** 9
+_LIMITS = {1: Decimal(10) ** 5, OVERLAID_UNIT: Decimal(10) ** 9}
 _EXACT = Context(prec=120, traps=[Inexact])
 
 
 class PriceOverflow(ValueError):
-    """A price does not fit DECIMAL(18,9) for its unit."""
+    """A price is too large for its columns: DECIMAL(18,9) per unit and DECIMAL(20,15) for one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ def overlaid(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractio
         _EXACT.multiply(price, rate).quantize(Decimal(1).scaleb(-PLACES), ROUND_HALF_EVEN, Context(prec=120))
         for price in (listed, contracted, billed)
     ]
-    if max(rounded) >= _LIMIT:
-        raise PriceOverflow(f"{max(rounded)} per {unit} is too large")
+    if max(rounded) >= _LIMITS[unit]:
+        raise PriceOverflow(f"{max(rounded)} per {unit:,} is too large: a price must be below {_LIMITS[unit]:,f}")
     return Prices(*rounded, unit)
 
 
