@@ -30,6 +30,7 @@ from aoai_usage_pipeline_tests.support import (
     Captured,
     blob_name,
     capture_file,
+    chat,
     installation,
     put,
     reference,
@@ -492,3 +493,213 @@ def test_every_line_equals_an_independent_computation(rng: random.Random) -> Non
 @given(st.randoms(use_true_random=True))
 def test_every_line_of_many_price_books_equals_an_independent_computation(rng: random.Random) -> None:
     compare(rng)
+
+
+# --- single rules, computed by hand
+
+
+HEADER = ",".join(PRICE_COLUMNS)
+NOON = DAY + dt.timedelta(hours=12)
+
+
+def v2(request_id: str, usage: dict[str, Any] | None = None, at: dt.datetime = NOON, **changes: Any) -> bytes:
+    event = {"schema": "aoai-usage/2", "requestId": request_id, "time": f"{at:%Y-%m-%dT%H:%M:%S}Z", "gateway": "apim", "subscriptionId": "sales"}
+    return json.dumps(event | {"deployment": "chat", "model": "gpt-4o-2024-11-20", "status": 200, "usage": usage} | changes).encode()
+
+
+def book(*lines: str) -> str:
+    """A price book of lines `id meter price unit [column=value …]`."""
+    found: list[Row] = []
+    for line in lines:
+        price_id, meter, price, unit, *rest = line.split()
+        values = {"price_id": price_id, "meter": meter, "unit_price": price, "unit_tokens": unit, "model": "gpt-4o", "currency": "USD"}
+        found.append(values | dict(pair.split("=") for pair in rest))
+    return table(PRICE_COLUMNS, found)
+
+
+def at_prices(
+    root: Path, price_book: str, deployments: str = DEPLOYMENTS.splitlines()[0], files: dict[str, str] | None = None, **given_: Any
+) -> Pipeline:
+    folder = reference(root / "reference", price_book, deployments)
+    for name, text in (files or {}).items():
+        (folder / f"{name}.csv").write_text(text)
+    return installation(root, **given_)
+
+
+def bill(pipeline: Pipeline, *bodies: bytes, days: int = 1) -> None:
+    send(pipeline, bodies, DAY + dt.timedelta(days - 1, hours=20))
+    run_all(pipeline, DAY.date(), (DAY + dt.timedelta(days)).date())
+
+
+def costs(pipeline: Pipeline) -> dict[str, tuple[Any, ...]]:
+    return {name: tuple(rest) for name, *rest in rows(pipeline, "SELECT request_id, cost, pricing_status FROM enriched_usage")}
+
+
+def test_each_documented_trap_by_hand(tmp_path: Path) -> None:
+    deployments = (
+        f"{DEPLOYMENTS.splitlines()[0]}\n,,,,ptu,,,,GlobalProvisionedManaged,,,\n,,,,chat,,,,GlobalStandard,,,\n,,,,batch,,,,GlobalBatch,,,\n"
+    )
+    global_, batch, ptu = "deployment_sku=GlobalStandard", "deployment_sku=GlobalBatch", "deployment_sku=GlobalProvisionedManaged"
+    pipeline = at_prices(
+        tmp_path,
+        book(
+            f"in input 2.50 1000000 {global_}", f"cached cached_input 1.25 1000000 {global_}", f"write cache_write 3.125 1000000 {global_}",
+            f"out output 0.01 1000 {global_}", f"in-pp input 4.25 1000000 {global_} service_tier=priority",
+            f"in-b input 1.25 1000000 {batch}", f"out-b output 5 1000000 {batch}", f"in-p input 0 1000000 {ptu}", f"out-p output 0 1000000 {ptu}",
+            f"image image 0.04 1 {global_}", f"image-hd image/1024x1024/hd 0.08 1 {global_}", f"web web_search_calls 14 1000 {global_}",
+            f"code code_interpreter_sessions 0.03 1 {global_}", f"tts characters 15 1000000 {global_}", f"asr audio_seconds 0.0001 1 {global_}",
+        ),
+        deployments,
+    )  # fmt: skip
+    details = {"cached_tokens": 600, "cache_write_tokens": 400}
+    usage = {"input_tokens": 1000, "output_tokens": 100, "total_tokens": 1100}
+    bill(
+        pipeline,
+        v2("plain", chat(1000, 100)),
+        v2("cached and written", usage | {"input_tokens_details": details}),
+        v2("more than there is", usage | {"input_tokens_details": details | {"cache_write_tokens": 401}}),
+        v2("reasoning", chat(1000, 100) | {"completion_tokens_details": {"reasoning_tokens": 90, "rejected_prediction_tokens": 10}}),
+        v2("priority", chat(1000, 0), serviceTier="priority"),
+        v2("downgraded", chat(1000, 0), serviceTier="default", content={"request": {"service_tier": "priority"}}),
+        v2("standard", chat(1000, 0), serviceTier="standard"),
+        v2("batch", chat(1000, 100), deployment="batch"),
+        v2("provisioned", chat(1000, 100), deployment="ptu"),
+        v2("spilled over", chat(1000, 100), deployment="ptu", spilloverFrom="ptu", spilloverTo="chat"),
+        v2("images", imageCount=3, imageSize="512x512"),
+        v2("hd images", imageCount=3, imageSize="1024x1024", imageQuality="hd"),
+        v2("images in tokens", {"input_tokens": 10, "output_tokens": 1000, "total_tokens": 1010}, imageCount=3, imageSize="1024x1024"),
+        v2("tools", chat(0, 0), toolCalls={"web_search_call": 2, "code_interpreter_session": 1, "function_call": 9}),
+        v2("speech", inputCharacters=1000),
+        v2("whisper", {"type": "duration", "seconds": 12.345678}),
+        v2("whisper backwards", {"type": "duration", "seconds": -1}),
+        v2("nothing", chat(0, 0)),
+        v2("nobody knows", None),
+    )
+    one_million = Decimal(1_000_000)
+    assert costs(pipeline) == {
+        "plain": (Decimal("0.0035"), "priced"),
+        "cached and written": ((600 * Decimal("1.25") + 400 * Decimal("3.125")) / one_million + Decimal("0.001"), "priced"),
+        "reasoning": (Decimal("0.0035"), "priced"),
+        "priority": (Decimal("0.00425"), "priced"),
+        "downgraded": (Decimal("0.0025"), "priced"),
+        "standard": (Decimal("0.0025"), "priced"),
+        "batch": (Decimal("0.00175"), "priced"),
+        "provisioned": (Decimal(0), "priced"),
+        "spilled over": (Decimal("0.0035"), "priced"),
+        "images": (Decimal("0.12"), "priced"),
+        "hd images": (Decimal("0.24"), "priced"),
+        "images in tokens": (Decimal("0.010025"), "priced"),
+        "tools": (Decimal("0.058"), "priced"),
+        "speech": (Decimal("0.015"), "priced"),
+        "whisper": (Decimal("0.0012345678"), "priced"),
+        "nothing": (Decimal(0), "priced"),
+        "nobody knows": (None, "no_usage"),
+    }
+    assert rows(pipeline, "SELECT split_part(reason, ':', 1) FROM quarantine ORDER BY 1") == [("conflict",), ("invalid_count",)]
+    assert rows(pipeline, "SELECT deployment, quantity FROM daily_billing WHERE price_id = 'in-p'") == [("ptu", 1000)]
+
+
+def test_contract_markup_and_exchange_rate_by_hand_and_a_change_of_each_at_midnight(tmp_path: Path) -> None:
+    pipeline = at_prices(
+        tmp_path,
+        book("in input 2.50 1000000", "out output 0.01 1000", "web web_search_calls 14 1000 currency=GBP"),
+        files={
+            "contract_prices": "model,meter,discount,unit_price,unit_tokens,effective_to\n*,input,12.5,,,2026-10-06\n*,output,,0.004,1000,\n",
+            "markups": "price_id,markup,effective_from\nin,7,\nout,-100,2026-10-06\n",
+            "exchange_rates": "from_currency,to_currency,rate,effective_from,effective_to\nUSD,EUR,0.923456789,,2026-10-06\nUSD,EUR,2,2026-10-06,\n",
+        },
+        billing_currency="EUR",
+    )
+    tools = {"toolCalls": {"web_search_call": 1}}
+    bill(
+        pipeline, v2("a", chat(1_000_000, 1_000_000), DAY, **tools), v2("b", chat(1_000_000, 1_000_000), DAY + dt.timedelta(1), **tools), days=2
+    )  # fmt: skip
+    select = """SELECT day(usage_date), meter, list_cost, contracted_cost, cost, unit_price, unit_tokens, currency, pricing_currency, exchange_rate,
+        pricing_status FROM daily_billing ORDER BY 1, 2"""
+    rate = Decimal("0.923456789")
+    # 2.50 x 0.923456789 = 2.3086419725, and half of the last place goes to the even digit; 2.50 x 0.875 x 1.07 x 0.923456789 = 2.16146104675…
+    listed, contracted, billed = Decimal("2.308641972"), Decimal("2.020061726"), Decimal("2.161466047")
+    assert rows(pipeline, select) == [
+        (5, "input", listed, contracted, billed, billed, 1_000_000, "EUR", "USD", rate, "priced"),
+        (
+            5,
+            "output",
+            Decimal("9.23456789"),
+            Decimal("3.693827156"),
+            Decimal("3.693827156"),
+            Decimal("3.693827156"),
+            1_000_000,
+            "EUR",
+            "USD",
+            rate,
+            "priced",
+        ),
+        (5, "web_search_calls", None, None, None, None, None, None, "GBP", None, "unpriced"),
+        (6, "input", Decimal(5), Decimal(5), Decimal("5.35"), Decimal("5.35"), 1_000_000, "EUR", "USD", Decimal(2), "priced"),
+        (6, "output", Decimal(20), Decimal(8), Decimal(0), Decimal(0), 1_000_000, "EUR", "USD", Decimal(2), "priced"),
+        (6, "web_search_calls", None, None, None, None, None, None, "GBP", None, "unpriced"),
+    ]
+    assert rows(pipeline, "SELECT usage_date, sum(unpriced) FROM daily_quality GROUP BY 1 HAVING sum(unpriced) = 1") != []
+    assert costs(pipeline)["a"] == (billed + Decimal("3.693827156"), "unpriced")
+
+
+MOST = 10**12
+
+
+def test_the_most_tokens_at_the_highest_prices_are_exact(tmp_path: Path) -> None:
+    highest, most = Decimal("99999.999999999"), {"prompt_tokens": MOST, "completion_tokens": MOST}
+    pipeline = at_prices(tmp_path, book(f"in input {highest} 1", f"out output {highest} 1", f"asr audio_seconds {highest} 1"))
+    bill(pipeline, v2("tokens", most), v2("again", most), v2("seconds", {"type": "duration", "seconds": MOST - 1}))
+    assert pipeline.held() == {}
+    assert costs(pipeline) == {
+        "tokens": (2 * MOST * highest, "priced"), "again": (2 * MOST * highest, "priced"), "seconds": ((MOST - 1) * highest, "priced")
+    }  # fmt: skip
+    assert rows(pipeline, "SELECT sum(cost) FROM daily_billing") == [(4 * MOST * highest + (MOST - 1) * highest,)]
+
+
+@pytest.mark.parametrize(
+    ("meter", "price", "limit"), [("input", "999 1", "1,000,000,000"), ("audio_seconds", "99999 1", "100,000"), ("input", "999999999 1000000", "1,000,000,000")]
+)  # fmt: skip
+def test_a_price_that_a_markup_makes_too_large_holds_its_days_with_a_reason_and_no_others(tmp_path: Path, meter: str, price: str, limit: str) -> None:
+    markups = "markup,effective_from\n5,2026-10-06\n"
+    pipeline = at_prices(tmp_path, book(f"high {meter} {price}"), files={"markups": markups})
+    usage = chat(10, 0) if meter == "input" else {"type": "duration", "seconds": 10}
+    bill(pipeline, v2("before", usage), v2("after", usage, NOON + dt.timedelta(1)), days=2)
+    assert list(costs(pipeline)) == ["before"]
+    [(day, reason)] = pipeline.held()["enriched_usage"].items()
+    assert day == dt.date(2026, 10, 6)
+    assert reason.startswith("price high with its contract, markup and exchange rate: ") and reason.endswith(f"must be below {limit}")
+    # what a person does about it is enough
+    (tmp_path / "reference/markups.csv").write_text("markup,effective_from\n0,2026-10-06\n")
+    run_all(pipeline, DAY.date(), (DAY + dt.timedelta(1)).date())
+    assert pipeline.held() == {}
+    assert sorted(costs(pipeline)) == ["after", "before"]
+
+
+def test_a_price_too_large_for_a_meter_that_nobody_uses_holds_nothing(tmp_path: Path) -> None:
+    pipeline = at_prices(tmp_path, book("in input 1 1", "code code_interpreter_sessions 9999 1"), files={"markups": "markup\n5\n"})
+    bill(pipeline, v2("r", chat(10, 0)))
+    assert pipeline.held() == {}
+    assert costs(pipeline) == {"r": (Decimal("10.5"), "priced")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("files", [100, 15])
+def test_sums_that_do_not_fit_hold_the_day_with_a_reason(tmp_path: Path, files: int) -> None:
+    """A million times 10^12 tokens do not fit DECIMAL(18,0); 150,030 requests on seven meters at 99,999 each do, but their cost not DECIMAL(38,15)."""
+    meters = ("input", "output", "characters", *TOOLS)
+    pipeline = at_prices(tmp_path, book(*(f"{meter} {meter} 99999.999999999 1" for meter in meters), "asr audio_seconds 99999 1"))
+    bill(pipeline, v2("next day", chat(10, 0), DAY + dt.timedelta(1, hours=1)), days=2)
+    before = rows(pipeline, "SELECT * FROM daily_billing")
+    tools = dict.fromkeys(TOOLS.values(), MOST)
+    usage = {"prompt_tokens": MOST, "completion_tokens": MOST, "seconds": MOST - 1}
+    huge = v2("", usage, toolCalls=tools, inputCharacters=MOST) if files == 15 else v2("", chat(MOST, 0))
+    send(pipeline, [huge] * 10_002, NOON)
+    for partition in range(1, files):
+        target = Path(pipeline.settings.capture_url, blob_name(NOON, str(partition)))
+        target.parent.mkdir(parents=True)
+        target.hardlink_to(Path(pipeline.settings.capture_url, blob_name(NOON)))
+    run_all(pipeline, DAY.date(), (DAY + dt.timedelta(1)).date())
+    [(day, reason)] = [held for reasons in pipeline.held().values() for held in reasons.items()]
+    assert day == DAY.date() and reason.startswith("a quantity, price or cost of the day is too large for its column: ")
+    assert rows(pipeline, "SELECT * FROM daily_billing") == before
