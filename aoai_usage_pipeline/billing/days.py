@@ -16,6 +16,7 @@ from aoai_usage_pipeline.lake.days import Days, footer_metadata
 from aoai_usage_pipeline.lake.held import Held
 from aoai_usage_pipeline.lake.manifest import Manifests, Segment, events_by_usage_date
 from aoai_usage_pipeline.rating import match
+from aoai_usage_pipeline.rating.overlay import PriceOverflow
 from aoai_usage_pipeline.reference import Reference
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
 from aoai_usage_pipeline.usage.identity import CANONICAL_ORDER, COMPLETED, CONFLICT, RequestDates, completed
@@ -151,13 +152,21 @@ class _Stage:
                             yield day, str(error)
         except (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException):
             raise  # a fault of ours, not of the day's data
-        except (duckdb.Error, NotFound) as error:
+        except (duckdb.Error, NotFound, PriceOverflow) as error:
             if len(chunk) > 1:
                 # find the day that fails, so that the others are made
                 for day, input_digest in chunk.items():
                     yield from self._make({day: input_digest}, versions)
             else:
-                yield next(iter(chunk)), f"{type(error).__name__}: {error}"
+                yield next(iter(chunk)), _reason(error)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PriceOverflow):
+        return str(error)
+    if isinstance(error, (duckdb.OutOfRangeException, duckdb.ConversionException)):
+        return f"a quantity, price or cost of the day is too large for its column: {str(error).splitlines()[0]}"
+    return f"{type(error).__name__}: {error}"
 
 
 _OVERTAKEN = "overtaken"
@@ -237,7 +246,7 @@ class Enrichment(_Stage):
                 combination=", ".join(_COMBINATION),
             )
         )
-        meters = _meters_in_use(db)
+        meters = _meters_in_use(db, "events", match.METER_DETAILS)
         parts = _meter_sql(meters)
         described = engine.sql_file("billing", "described_usage.sql")
         db.execute(described.format(match_deployments=match.match_deployments("combination"), match_owners=match.match_owners("combination")))
@@ -334,8 +343,10 @@ class DailyTables(_Stage):
         match.load_reference(db, reference)
         own = ", ".join(_DIMENSIONS)
         db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own))
-        match.match_prices(db, "daily_groups", reference)
-        quantities = match.METER_QUANTITIES | {"image": "images_without_tokens"}
+        images = {"image": "images_without_tokens"}
+        used = _meters_in_use(db, "daily_groups", match.METER_DETAILS | images)
+        match.match_prices(db, "daily_groups", reference, used)
+        quantities = {meter: sql for meter, sql in (match.METER_QUANTITIES | images).items() if meter in used}
         meters = ", ".join(f"{{'meter': '{meter}', 'quantity': CAST({quantity} AS DECIMAL(24,6))}}" for meter, quantity in quantities.items())
         usage = engine.sql_file("billing", "daily_usage.sql").format(dimensions=own)
         costs = {f"{level}cost": match.cost_by_meter("m.meter", "sum(m.quantity)", f"r.{level}token_price") for level in ("", "list_", "contracted_")}
@@ -415,11 +426,14 @@ def _name_values(db: duckdb.DuckDBPyConnection) -> None:
             db.execute(f"ALTER TABLE rates ALTER {column} TYPE {column}_values")
 
 
-def _meters_in_use(db: duckdb.DuckDBPyConnection) -> list[str]:
-    """The meters that any of the `events` may use: most gateways see neither audio nor images, and every meter costs time for every request."""
-    seen = ", ".join(f"coalesce(bool_or({column} > 0), false)" for column in match.METER_DETAILS.values())
-    [flags] = db.execute(f"SELECT {seen} FROM events").fetchall()
-    unused = {meter for meter, used in zip(match.METER_DETAILS, flags, strict=True) if not used}
+def _meters_in_use(db: duckdb.DuckDBPyConnection, table: str, details: dict[str, str]) -> list[str]:
+    """The meters that any row of the table may use: most gateways see neither audio nor images, and every meter costs time for every request.
+
+    `details` has the column without which a meter has no quantity.
+    """
+    seen = ", ".join(f"coalesce(bool_or({column} > 0), false)" for column in details.values())
+    [flags] = db.execute(f"SELECT {seen} FROM {table}").fetchall()
+    unused = {meter for meter, used in zip(details, flags, strict=True) if not used}
     return [meter for meter in match.METER_QUANTITIES if meter not in unused]
 
 

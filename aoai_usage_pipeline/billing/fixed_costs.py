@@ -3,7 +3,7 @@
 import dataclasses
 import datetime as dt
 from collections.abc import Collection, Iterable
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import TypeVar
 
 import duckdb
@@ -25,7 +25,17 @@ class Unconserved(Exception):
     """Capacity lines do not add up to what the capacity costs; the message has both figures."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class FixedCost:
+    """One capacity line in the billed currency, with the currency its price is in and the rate between them; None where they are the same."""
+
+    line: CapacityLine
+    pricing_currency: str
+    exchange_rate: Decimal | None
+
+
 METERS = (PROVISIONED, IDLE, UNUSED)
+_EXACT = Context(prec=80)
 
 _USAGE = """
 SELECT usage_date, hour(event_time), deployment, gateway, subscription_id, product, application, team, cost_center, department,
@@ -55,42 +65,48 @@ def hourly_usage(db: duckdb.DuckDBPyConnection, source: str) -> dict[dt.date, li
     return found
 
 
-def of_day(day: dt.date, reference: Reference, usage: Iterable[Usage]) -> list[CapacityLine]:
-    """The day's capacity lines in the billed currency. Raises `NoRate`, and `Unconserved` when they do not add up to what the capacity costs."""
+def of_day(day: dt.date, reference: Reference, usage: Iterable[Usage]) -> list[FixedCost]:
+    """The day's fixed costs in the billed currency. Raises `NoRate`, and `Unconserved` when they do not add up to what the capacity costs."""
     in_force = reference.on(day)
-    capacity = [_converted(row, in_force) for row in in_force.capacity]
-    reservations = [_converted(row, in_force) for row in in_force.reservations]
+    rates = {row.currency: _rate(row.currency, in_force) for row in (*in_force.capacity, *in_force.reservations)}
+    to = in_force.billing_currency
+    capacity = [_converted(row, rates[row.currency], to) for row in in_force.capacity]
+    reservations = [_converted(row, rates[row.currency], to) for row in in_force.reservations]
     found = lines(day, capacity, reservations, usage)
     costs: dict[str, Decimal] = {}
     for line in found:
-        costs[line.currency] = costs.get(line.currency, Decimal(0)) + line.cost
+        costs[line.currency] = _EXACT.add(costs.get(line.currency, Decimal(0)), line.cost)
     if costs != (expected := total(day, capacity, reservations)):
         raise Unconserved(f"the capacity of the day costs {expected}, but its lines have {costs}")
-    return found
+    priced_in = {(False, row.capacity_id): row.currency for row in in_force.capacity}
+    priced_in |= {(True, row.reservation_id): row.currency for row in in_force.reservations}
+    currencies = [priced_in[line.meter == UNUSED, line.capacity_id] for line in found]
+    return [FixedCost(line, currency, rates[currency]) for line, currency in zip(found, currencies, strict=True)]
 
 
 def load_lines(db: duckdb.DuckDBPyConnection, reference: Reference, days: Iterable[dt.date]) -> dict[dt.date, str]:
     """Make the table `capacity_lines` out of the view `enriched`; returns the reasons of days that must be held."""
     held: dict[dt.date, str] = {}
-    found: list[tuple[dt.date, CapacityLine]] = []
+    found: list[tuple[dt.date, FixedCost]] = []
     usage = hourly_usage(db, "enriched") if reference.capacity else {}
     for day in days if reference.capacity or reference.reservations else ():
         try:
-            found += [(day, line) for line in of_day(day, reference, usage.get(day, []))]
+            found += [(day, cost) for cost in of_day(day, reference, usage.get(day, []))]
         except (NoRate, Unconserved) as error:
             held[day] = str(error)
     departments: dict[str | None, set[str | None]] = {}
     for owner in reference.cost_centers:
         departments.setdefault(owner.values["cost_center"], set()).add(owner.values["department"])
-    rows = [_row(day, line, departments.get(line.payer.cost_center, set())) for day, line in found]
+    rows = [_row(day, cost, departments.get(cost.line.payer.cost_center, set())) for day, cost in found]
     names = tables.names(tables.DAILY_BILLING)
     texts = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})  # noqa: F841 - read by name below
     db.execute(f"CREATE TABLE capacity_lines AS SELECT {tables.select_list(tables.DAILY_BILLING)} FROM texts")
     return held
 
 
-def _row(day: dt.date, line: CapacityLine, departments: set[str | None]) -> dict[str, str | None]:
+def _row(day: dt.date, fixed: FixedCost, departments: set[str | None]) -> dict[str, str | None]:
     """A line as texts by column. The department of an owner that only its cost centre names is the only one the cost centre has."""
+    line, rate = fixed.line, fixed.exchange_rate
     department = line.payer.department or (next(iter(departments)) if len(departments) == 1 else None)
     cost = str(line.cost)
     return line.payer._asdict() | {
@@ -105,19 +121,27 @@ def _row(day: dt.date, line: CapacityLine, departments: set[str | None]) -> dict
         "list_cost": cost,
         "contracted_cost": cost,
         "currency": line.currency,
-        "pricing_currency": line.currency,
+        "pricing_currency": fixed.pricing_currency,
+        "exchange_rate": None if rate is None else str(rate),
         "pricing_status": "priced",
     }
 
 
-def _converted(row: Row, in_force: Reference) -> Row:
-    """The row with its price in the billed currency, rounded half-even to 9 places."""
+def _rate(currency: str, in_force: Reference) -> Decimal | None:
+    """The exchange rate of a currency to the billed one, None where it is billed as it is. Raises `NoRate`."""
     to = in_force.billing_currency
-    if to is None or row.currency == to:
-        return row
+    if to is None or currency == to:
+        return None
     for rate in in_force.exchange_rates:
-        if (rate.values["from_currency"], rate.values["to_currency"]) == (row.currency, to):
-            price = "hourly_price" if isinstance(row, Capacity) else "term_price"
-            converted = (getattr(row, price) * Decimal(str(rate.values["rate"]))).quantize(Decimal("1E-9"), ROUND_HALF_EVEN)
-            return dataclasses.replace(row, **{price: converted}, currency=to)
-    raise NoRate(f"fixed costs are in {row.currency}, and exchange_rates.csv has no rate to {to} on the day")
+        if (rate.values["from_currency"], rate.values["to_currency"]) == (currency, to):
+            return Decimal(str(rate.values["rate"]))
+    raise NoRate(f"fixed costs are in {currency}, and exchange_rates.csv has no rate to {to} on the day")
+
+
+def _converted(row: Row, rate: Decimal | None, to: str | None) -> Row:
+    """The row with its price in the billed currency, rounded half-even to 9 places."""
+    if rate is None:
+        return row
+    price = "hourly_price" if isinstance(row, Capacity) else "term_price"
+    converted = _EXACT.multiply(getattr(row, price), rate).quantize(Decimal("1E-9"), ROUND_HALF_EVEN, _EXACT)
+    return dataclasses.replace(row, **{price: converted}, currency=to)

@@ -375,7 +375,7 @@ def _fixed(
     costs: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
     unused: dict[tuple[str, str], Decimal] = defaultdict(Decimal)
     covered = set()
-    for line in (line for day in days for line in fixed_costs.of_day(day, reference, usage.get(day, []))):
+    for line in (fixed.line for day in days for fixed in fixed_costs.of_day(day, reference, usage.get(day, []))):
         mine = only.cost_center in (None, line.payer.cost_center)
         if line.deployment is None and mine and only.model is None and only.deployment is None:
             unused[line.capacity_id, line.currency] += line.cost

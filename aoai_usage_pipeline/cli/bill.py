@@ -154,9 +154,12 @@ def _bill_table(db: Any, first: dt.date, last: dt.date, known: str = "") -> Any:
     total = ("Total", "")
     counts: dict[tuple[str, str], list[int]] = {}
     costs: dict[tuple[str, str], dict[str, Decimal]] = {}
+    # fixed costs are only in daily_billing, requests only in daily_usage; an agreed share names a cost centre and no team
     for cost_center, team, currency, cost, *numbers in db.execute(
-        """SELECT cost_center, team, currency, sum(cost), sum(requests), sum(prompt_tokens), sum(completion_tokens)
-        FROM daily_usage WHERE usage_date BETWEEN ? AND ? GROUP BY ALL ORDER BY sum(cost) DESC NULLS LAST, cost_center, team""",
+        """SELECT cost_center, coalesce(team, ''), currency, sum(cost), sum(requests), sum(prompt_tokens), sum(completion_tokens)
+        FROM (SELECT usage_date, cost_center, team, currency, cost, 0 AS requests, 0 AS prompt_tokens, 0 AS completion_tokens FROM daily_billing
+            UNION ALL SELECT usage_date, cost_center, team, NULL, NULL, requests, prompt_tokens, completion_tokens FROM daily_usage)
+        WHERE usage_date BETWEEN ? AND ? GROUP BY ALL ORDER BY sum(cost) DESC NULLS LAST, cost_center, coalesce(team, '')""",
         [first, last],
     ).fetchall():
         for row in ((cost_center, team), total):

@@ -7,7 +7,7 @@ import duckdb
 import pyarrow as pa
 
 from aoai_usage_pipeline.lake.engine import literal
-from aoai_usage_pipeline.rating.overlay import PLACES, Overlay, overlaid
+from aoai_usage_pipeline.rating.overlay import PLACES, Overlay, PriceOverflow, overlaid
 from aoai_usage_pipeline.reference.files import (
     CONTRACT_PRICES,
     COST_CENTERS,
@@ -73,6 +73,9 @@ LONG_CONTEXT_TOKENS = 272_000
 
 PRICE_KEY = ("usage_date", *PRICE_BOOK.matches, "image_kind")
 """What decides the price of a meter."""
+
+_OF_METER = "(r.meter = k.meter OR (k.meter = 'image' AND starts_with(concat_ws('/', 'image', k.image_kind, ''), r.meter || '/')))"
+"""SQL: that a row `r` is for the meter of a key `k`: a row of images for any or their own size, and any or their own quality."""
 
 _BEST = """
 CREATE OR REPLACE TABLE {target} AS
@@ -161,9 +164,8 @@ def match_prices(db: duckdb.DuckDBPyConnection, source: str, reference: Referenc
     rows = " UNION ALL ".join(f"SELECT '{meter}' AS meter" for meter in meters)
     keyed = f"(SELECT s.*, m.meter FROM {source} AS s CROSS JOIN ({rows}) AS m)"
     gives = ("price_id", "unit_price", "unit_tokens", "currency")
-    of_meter = "\nAND (r.meter = k.meter OR (k.meter = 'image' AND starts_with(concat_ws('/', 'image', k.image_kind, ''), r.meter || '/')))"
     exact = "r.exact + 100 * length(r.meter)"
-    db.execute(_best("price_of", keyed, "price_book", (*PRICE_KEY, "meter"), PRICE_BOOK.matches, gives, of_meter, exact))
+    db.execute(_best("price_of", keyed, "price_book", (*PRICE_KEY, "meter"), PRICE_BOOK.matches, gives, f"\nAND {_OF_METER}", exact))
     same = " AND ".join(f"i.{name} IS NOT DISTINCT FROM p.{name}" for name in PRICE_KEY)
     db.execute(
         f"""CREATE OR REPLACE TABLE listed AS
@@ -193,35 +195,41 @@ def _overlay(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
     if not (reference.contract_prices or reference.markups or reference.billing_currency):
         return
     for target, spec in (("contract_of", CONTRACT_PRICES), ("markup_of", MARKUPS)):
-        rows = spec.name.removesuffix(".csv")
-        db.execute(_best(target, "resolved", rows, ("number", "usage_date", *spec.matches), spec.matches, spec.gives))
+        rows, keys = spec.name.removesuffix(".csv"), ("number", "usage_date", *spec.matches, "image_kind")
+        matches = [name for name in spec.matches if name != "meter"]
+        of_meter, exact = f"\nAND (r.meter IS NULL OR {_OF_METER})", "100 * r.exact + coalesce(length(r.meter), 0)"
+        db.execute(_best(target, "resolved", rows, keys, matches, spec.gives, of_meter, exact))
     billed = literal(reference.billing_currency) if reference.billing_currency else "currency"
     source = f"(SELECT number, usage_date, currency AS from_currency, {billed} AS to_currency FROM resolved)"
-    keys = ("number", "usage_date", *EXCHANGE_RATES.matches)
-    db.execute(_best("exchange_of", source, "exchange_rates", keys, EXCHANGE_RATES.matches, EXCHANGE_RATES.gives))
+    exchanged = ("number", "usage_date", *EXCHANGE_RATES.matches)
+    db.execute(_best("exchange_of", source, "exchange_rates", exchanged, EXCHANGE_RATES.matches, EXCHANGE_RATES.gives))
     found = db.execute(
-        """SELECT number, p.meter, p.unit_price, p.unit_tokens, p.currency, to_currency, c.best.unit_price, c.best.unit_tokens, c.best.discount,
-            m.best.markup, x.best.rate
+        """SELECT number, p.price_id, p.meter, p.unit_price, p.unit_tokens, p.currency, to_currency,
+            c.best.unit_price, c.best.unit_tokens, c.best.discount, m.best.markup, x.best.rate
         FROM resolved AS p JOIN contract_of AS c USING (number) JOIN markup_of AS m USING (number) JOIN exchange_of AS x USING (number)
         WHERE p.price_id IS NOT NULL"""
     ).fetchall()
     changed = []
-    for number, meter, price, unit, currency, to, *given in found:
+    for number, price_id, meter, price, unit, currency, to, *given in found:
         contract_price, contract_unit, discount, markup, rate = (None if text is None else Decimal(text) for text in given)
         if currency == to:
             rate = None
         elif rate is None:
-            changed.append((number, None, None, None, unit, to, None))
+            changed.append((number, *[None] * 6))
             continue
         overlay = Overlay(contract_price, None if contract_unit is None else int(contract_unit), discount, markup, rate)
         if overlay != Overlay():
-            prices = overlaid(price, unit, overlay, fractional=meter in ONE_BY_ONE)
+            try:
+                prices = overlaid(price, unit, overlay, fractional=meter in ONE_BY_ONE)
+            except PriceOverflow as error:
+                raise PriceOverflow(f"price {price_id} with its contract, markup and exchange rate: {error}") from None
             changed.append((number, prices.list_unit_price, prices.contracted_unit_price, prices.unit_price, prices.unit_tokens, to, rate))
     money = pa.decimal128(18, PLACES)
-    columns = {"number": pa.int64(), "listed": money, "contracted": money, "billed": money, "unit": pa.int64(), "into": pa.string(), "rate": money}
+    columns = {"number": pa.int64(), "listed": money, "contracted": money, "billed": money, "unit": pa.int64(), "billed_in": pa.string()}
+    columns |= {"rate": money}
     overlays = pa.table({name: pa.array([row[n] for row in changed], type_) for n, (name, type_) in enumerate(columns.items())})  # noqa: F841
     db.execute(
-        """UPDATE resolved SET list_unit_price = listed, contracted_unit_price = contracted, unit_price = billed, unit_tokens = unit, currency = into,
-            exchange_rate = rate, pricing_status = CASE WHEN billed IS NULL THEN 'unpriced' ELSE pricing_status END
+        """UPDATE resolved SET list_unit_price = listed, contracted_unit_price = contracted, unit_price = billed, unit_tokens = unit,
+            currency = billed_in, exchange_rate = rate, pricing_status = CASE WHEN billed IS NULL THEN 'unpriced' ELSE pricing_status END
         FROM overlays WHERE overlays.number = resolved.number"""
     )

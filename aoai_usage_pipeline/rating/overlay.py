@@ -9,12 +9,12 @@ PLACES = 9
 OVERLAID_UNIT = 1_000_000
 """The unit of a price that an overlay changed: 9 places of a price per million are 15 places of a price for one."""
 
-_LIMIT = Decimal(10) ** 9
+_LIMITS = {1: Decimal(10) ** 5, OVERLAID_UNIT: Decimal(10) ** 9}
 _EXACT = Context(prec=120, traps=[Inexact])
 
 
 class PriceOverflow(ValueError):
-    """A price does not fit DECIMAL(18,9) for its unit."""
+    """A price is too large for its columns: DECIMAL(18,9) per unit and DECIMAL(20,15) for one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,16 +49,20 @@ def overlaid(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractio
     if overlay.unit_price is not None and overlay.unit_tokens is not None:
         contracted = _per(overlay.unit_price, overlay.unit_tokens, unit)
     elif overlay.discount is not None:
-        contracted = _EXACT.multiply(listed, 1 - overlay.discount / 100)
-    billed = _EXACT.multiply(contracted, 1 + (overlay.markup or 0) / 100)
+        contracted = _percent(listed, 100 - overlay.discount)
+    billed = contracted if overlay.markup is None else _percent(contracted, 100 + overlay.markup)
     rate = Decimal(1) if overlay.exchange_rate is None else overlay.exchange_rate
     rounded = [
         _EXACT.multiply(price, rate).quantize(Decimal(1).scaleb(-PLACES), ROUND_HALF_EVEN, Context(prec=120))
         for price in (listed, contracted, billed)
     ]
-    if max(rounded) >= _LIMIT:
-        raise PriceOverflow(f"{max(rounded)} per {unit} is too large")
+    if max(rounded) >= _LIMITS[unit]:
+        raise PriceOverflow(f"{max(rounded)} per {unit:,} is too large: a price must be below {_LIMITS[unit]:,f}")
     return Prices(*rounded, unit)
+
+
+def _percent(price: Decimal, percent: Decimal) -> Decimal:
+    return _EXACT.multiply(price, percent).scaleb(-2, _EXACT)
 
 
 def _per(price: Decimal, of: int, unit: int) -> Decimal:

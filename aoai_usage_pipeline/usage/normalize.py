@@ -190,8 +190,8 @@ WITH marked AS (
         CASE WHEN NOT placeholder
             THEN coalesce(total_tokens, prompt_tokens + completion_tokens, prompt_tokens, completion_tokens) END AS total_tokens
     ),
-    CASE {bad_count} WHEN seconds_text <> 'null' AND TRY_CAST(seconds_text AS DECIMAL(18,6)) IS NULL
-        THEN 'invalid_count: seconds is not a number' END AS bad_count,
+    CASE {bad_count} WHEN seconds_text <> 'null' AND coalesce(TRY_CAST(seconds_text AS DECIMAL(18,6)), -1) < 0
+        THEN 'invalid_count: seconds is not a number from 0' END AS bad_count,
     TRY_CAST(seconds_text AS DECIMAL(18,6)) AS audio_seconds,
     coalesce(own_time, enqueued_at) AS resolved_time,
     CASE WHEN own_time IS NULL THEN 'enqueued' ELSE 'event' END AS time_source
