@@ -3,6 +3,7 @@
 import datetime as dt
 import uuid
 
+import duckdb
 import pytest
 
 from aoai_usage_pipeline_tests.support import (
@@ -54,6 +55,11 @@ def test_containers_give_the_bill_that_folders_give(tmp_path, azurite):
     assert rows(remote, "SELECT sum(requests), sum(prompt_tokens) FROM daily_usage") == [(3, 1080)]
     assert remote.stale_usage_dates() == {}
     assert remote.changed_capture_dates(DAY.date(), late.date()) == {}
+
+    [local_verdict], [verdict] = (pipeline.verify([DAY.date()]).verdicts for pipeline in (local, remote))
+    assert verdict == local_verdict and verdict.outcome == "agrees"
+    with remote.as_known([DAY.date()], dt.datetime.now(dt.UTC).replace(tzinfo=None)) as known, duckdb.connect(str(known.warehouse)) as db:
+        assert db.execute("SELECT * FROM daily_billing ORDER BY ALL").fetchall() == rows(local, "SELECT * FROM daily_billing ORDER BY ALL")
 
     put(remote.settings.capture_url, blob_name(DAY), capture_file(windows[DAY][:1]), connection_string)
     assert list(remote.changed_capture_dates(DAY.date(), late.date())) == [DAY.date()]

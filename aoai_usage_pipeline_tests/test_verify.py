@@ -45,6 +45,11 @@ def two_days(root: Path) -> None:
     capture(root, DAY + ONE_DAY + HOUR, seed_event("c", DAY + ONE_DAY, chat(10, 5)), first=4)
 
 
+def bill(root: Path, first: str = FIRST) -> None:
+    """Bill from a day on, with everything that was captured since."""
+    run_all(installation(root), dt.date.fromisoformat(first), (DAY + 36 * ONE_DAY).date())
+
+
 def stored_digest(root: Path, day: str = FIRST) -> str:
     footer, _ = installation(root).daily_tables().billing.footer(dt.date.fromisoformat(day))
     return str(footer["digest"])
@@ -81,7 +86,7 @@ def test_capture_files_give_the_bill_that_is_stored_and_nothing_is_written(root:
 
 def test_a_line_that_was_touched_is_shown_with_both_figures(root: Path, aoai_usage: Run) -> None:
     two_days(root)
-    aoai_usage(*BILL)
+    bill(root)
     lines_of_day = pq.ParquetFile(root / f"lake/daily_billing/usage_date={FIRST}/data.parquet").read().to_pylist()
     place = next(n for n, line in enumerate(lines_of_day) if line["cost"] == Decimal("2.5"))
     rewrite(root, "cost", {place: Decimal("2.4")})
@@ -98,7 +103,7 @@ def test_a_line_that_was_touched_is_shown_with_both_figures(root: Path, aoai_usa
 
 def test_a_line_that_is_missing_and_one_too_many_are_shown_and_only_the_first_twenty(root: Path, aoai_usage: Run) -> None:
     capture(root, DAY + HOUR, *(hub_event(f"r{n}", DAY, 10, 0, 10, deploymentName=f"d{n:02}") for n in range(25)))
-    aoai_usage(*BILL)
+    bill(root)
     rewrite(root, "deployment", {0: "elsewhere"})
     _, out, _ = aoai_usage(*VERIFY)
     [[gone]] = lines(out, "/ d00 /")
@@ -112,7 +117,7 @@ def test_a_line_that_is_missing_and_one_too_many_are_shown_and_only_the_first_tw
 
 def test_a_bill_that_was_stored_with_another_digest_differs(root: Path, aoai_usage: Run) -> None:
     two_days(root)
-    aoai_usage(*BILL)
+    bill(root)
     path = root / f"lake/daily_billing/usage_date={FIRST}/data.parquet"
     table = pq.ParquetFile(path).read()
     footer = json.loads(table.schema.metadata[b"aoai_usage"])
@@ -131,7 +136,7 @@ def test_a_bill_that_was_stored_with_another_digest_differs(root: Path, aoai_usa
 def test_capture_files_that_are_gone_are_named_and_their_days_cannot_be_verified(root: Path, aoai_usage: Run) -> None:
     two_days(root)
     again = capture(root, DAY + 2 * HOUR, seed_event("a", DAY, chat(1_000_000, 100_000)), first=9)
-    aoai_usage(*BILL)
+    bill(root)
     # it only had a copy, so the bill is the same without it, but that is not known before it is read
     again.unlink()
     code, out, _ = aoai_usage(*VERIFY)
@@ -145,7 +150,7 @@ def test_a_day_whose_requests_have_copies_in_a_file_that_is_gone_cannot_be_verif
     # the copy of the next day was first at the hub, so the request counts there
     capture(root, DAY + HOUR, seed_event("a", DAY + ONE_DAY, chat(10, 5)))
     capture(root, DAY + 2 * HOUR, seed_event("a", DAY, chat(10, 5)), seed_event("b", DAY, chat(1, 1)), first=2)
-    aoai_usage(*BILL)
+    bill(root)
     (root / "capture" / blob_name(DAY + HOUR)).unlink()
     code, out, _ = aoai_usage("verify", "--from", FIRST, "--to", FIRST)
     assert (code, outcome(out, FIRST)) == (1, "cannot be verified")
@@ -157,7 +162,7 @@ def test_late_copies_from_far_away_are_read_too(root: Path, aoai_usage: Run) -> 
     capture(root, DAY + HOUR, seed_event("r", DAY, None), seed_event("s", DAY, chat(10, 5)))
     capture(root, DAY + 30 * ONE_DAY, seed_event("r", DAY + 30 * ONE_DAY, chat(7, 7)), first=3)
     capture(root, DAY + 35 * ONE_DAY, seed_event("late", DAY, chat(100, 5)), first=4)
-    aoai_usage(*BILL)
+    bill(root)
     code, out, _ = aoai_usage(*VERIFY)
     assert code == 0, out
     assert len(lines(out, "verifying: read every capture file (3/3)")) == 1
@@ -165,9 +170,9 @@ def test_late_copies_from_far_away_are_read_too(root: Path, aoai_usage: Run) -> 
 
 def test_a_day_is_replayed_with_the_reference_data_it_was_billed_with(root: Path, aoai_usage: Run) -> None:
     two_days(root)
-    aoai_usage(*BILL)
+    bill(root)
     reference(root / "reference", PRICE_BOOK.replace("2.50", "3.50"))
-    aoai_usage("bill", "--from", SECOND, "--to", SECOND)
+    bill(root, SECOND)
     code, out, _ = aoai_usage(*VERIFY)
     assert code == 0
     [version] = re.findall("billed with reference data version ([0-9a-f]+), which is not that of now", out)
@@ -181,7 +186,7 @@ def test_a_day_is_replayed_with_the_reference_data_it_was_billed_with(root: Path
 
 def test_capture_files_that_came_since_are_named(root: Path, aoai_usage: Run) -> None:
     two_days(root)
-    aoai_usage(*BILL)
+    bill(root)
     capture(root, DAY + 5 * HOUR, seed_event("new", DAY, chat(10, 5)), first=9)
     code, out, _ = aoai_usage(*VERIFY)
     assert (code, outcome(out, FIRST)) == (1, "differs")
@@ -190,7 +195,7 @@ def test_capture_files_that_came_since_are_named(root: Path, aoai_usage: Run) ->
 
 def test_a_day_that_is_gone_from_the_lake_differs_and_a_day_without_usage_agrees(root: Path, aoai_usage: Run) -> None:
     two_days(root)
-    aoai_usage("bill", "--from", FIRST, "--to", "2026-10-07")
+    bill(root)
     (root / f"lake/daily_billing/usage_date={FIRST}/data.parquet").unlink()
     code, out, _ = aoai_usage("verify", "--from", FIRST, "--to", "2026-10-07")
     assert code == 1
@@ -200,7 +205,7 @@ def test_a_day_that_is_gone_from_the_lake_differs_and_a_day_without_usage_agrees
 
 def test_a_damaged_lake_is_an_error_that_names_the_object(root: Path, aoai_usage: Run) -> None:
     two_days(root)
-    aoai_usage(*BILL)
+    bill(root)
     [segment] = (root / f"lake/raw_events/capture_date={FIRST}").glob("hour=*.parquet")
     segment.write_bytes(b"PAR1 nothing PAR1")
     code, _, err = aoai_usage(*BILL, "--as-of", "2027-10-05")
