@@ -9,9 +9,11 @@ WITH due AS (
     )
     GROUP BY {key}
     HAVING {differs}
+), corrections AS (
+    SELECT *, {open} AS billing_period, 'Correction' AS charge_class, strftime(usage_date, '%Y-%m') AS correction_of FROM due
 )
 SELECT * FROM computed WHERE strftime(usage_date, '%Y-%m') NOT IN ({closed})
 UNION ALL BY NAME
 SELECT * FROM frozen
 UNION ALL BY NAME
-SELECT *, {open} AS billing_period, 'Correction' AS charge_class, strftime(usage_date, '%Y-%m') AS correction_of FROM due
+SELECT *, {line_id} AS line_id FROM corrections

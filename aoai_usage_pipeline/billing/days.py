@@ -31,12 +31,6 @@ _COMBINATION = (
     "service_tier", "context_band", "contract", "time_source", "service", "usage_source", "image_kind",
 )  # fmt: skip
 _SUCCESSFUL = "(service = 'openai' AND (status_code IS NULL OR status_code BETWEEN 200 AND 299))"
-_DIMENSIONS = [
-    column
-    for column in tables.names(tables.DAILY_USAGE)
-    if column not in ("requests", "cost", "currency", "pricing_status") and not column.endswith("_tokens")
-]
-
 
 BILLED_TOKENS = f"CASE WHEN meter IN ({', '.join(map(engine.literal, match.TOKEN_METERS))}) THEN quantity ELSE 0 END"
 USAGE_COST = f"CASE WHEN meter NOT IN ({', '.join(map(engine.literal, fixed_costs.METERS))}) THEN cost END"
@@ -341,7 +335,7 @@ class DailyTables(_Stage):
         db.execute(f"CREATE VIEW enriched AS SELECT * FROM {source or self.source(days)}")
         reference, self._closed = self._load_reference(), self._periods.closed()
         match.load_reference(db, reference)
-        own = ", ".join(_DIMENSIONS)
+        own = ", ".join(tables.DIMENSIONS)
         db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own))
         images = {"image": "images_without_tokens"}
         used = _meters_in_use(db, "daily_groups", match.METER_DETAILS | images)
@@ -352,9 +346,10 @@ class DailyTables(_Stage):
         costs = {f"{level}cost": match.cost_by_meter("m.meter", "sum(m.quantity)", f"r.{level}token_price") for level in ("", "list_", "contracted_")}
         billing = engine.sql_file("billing", "daily_billing.sql").format(
             dimensions=own,
-            dimensions_of_m=", ".join(f"m.{d}" for d in _DIMENSIONS),
+            dimensions_of_m=", ".join(f"m.{d}" for d in tables.DIMENSIONS),
             meters=meters,
             same_price_key=match.same_price_key("m"),
+            line_id=tables.line_id(),
             **costs,
         )
         unbalanced = fixed_costs.load_lines(db, reference, days)

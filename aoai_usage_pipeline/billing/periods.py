@@ -22,7 +22,7 @@ _FOLDER = "closed/"
 _AMOUNTS = ("quantity", "cost", "list_cost", "contracted_cost")
 _STAMPS = ("billing_period", "charge_class", "correction_of")
 _TOLD = ("list_unit_price", "contracted_unit_price", "pricing_currency", "exchange_rate")
-_KEY = [column for column in tables.names(tables.DAILY_BILLING) if column not in (*_AMOUNTS, *_STAMPS, *_TOLD)]
+_KEY = [column for column in tables.names(tables.DAILY_BILLING) if column not in (*_AMOUNTS, *_STAMPS, *_TOLD, "line_id")]
 
 
 class AlreadyClosed(ValueError):
@@ -113,6 +113,7 @@ def correct(db: duckdb.DuckDBPyConnection, periods: Periods, closed: Sequence[st
         any_told=", ".join(f"any_value({name}) AS {name}" for name in _TOLD),
         differs=" OR ".join(f"coalesce(sum({name}), 0) <> 0" for name in _AMOUNTS),
         closed=months,
+        line_id=tables.line_id(),
         open=engine.literal(_following(closed[-1])),
     )
     db.execute(f"CREATE TABLE daily_billing AS SELECT {columns} FROM ({correction}) ORDER BY ALL")
