@@ -5,11 +5,14 @@ import contextlib
 import datetime as dt
 import warnings
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+EXACT = Context(prec=60)
+"""For sums and texts of money: Python's usual 28 digits would round what 38 hold."""
 
 
 def date(text: str) -> dt.date:
@@ -42,7 +45,7 @@ def progress_bar(console: "Console", title: str) -> Iterator[Any]:
 
 def money(cost: Decimal) -> str:
     """All the digits there are: rounding is the statement's business."""
-    text = f"{cost.normalize():,f}"
+    text = f"{cost.normalize(EXACT):,f}"
     whole, _, fraction = text.partition(".")
     return f"{whole}.{fraction.ljust(2, '0')}"
 
