@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 
 from aoai_usage_pipeline import cli
+from aoai_usage_pipeline.cli import console
 from aoai_usage_pipeline_tests.support import (
     DAY,
     PRICE_BOOK,
@@ -151,6 +152,15 @@ def test_bill_adds_fixed_costs_to_what_each_cost_centre_pays(root: Path, aoai_us
     assert rows(installation(root), "SELECT currency, sum(cost) FROM daily_billing GROUP BY 1 ORDER BY 1") == [
         ("EUR", Decimal("81.6")), ("USD", Decimal("603.5"))
     ]  # fmt: skip
+
+
+def test_money_is_printed_with_every_digit() -> None:
+    largest = Decimal("99999999999999999999999.999999999999999")
+    assert [console.money(cost) for cost in (largest, Decimal("0.50"), Decimal(3))] == [
+        "99,999,999,999,999,999,999,999.999999999999999",
+        "0.50",
+        "3.00",
+    ]
 
 
 def test_a_held_day_is_named_with_exit_code_1_and_the_others_are_billed(root: Path, aoai_usage: Run) -> None:

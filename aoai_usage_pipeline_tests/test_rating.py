@@ -650,6 +650,15 @@ def test_contract_markup_and_exchange_rate_by_hand_and_a_change_of_each_at_midni
     assert costs(pipeline)["a"] == (billed + Decimal("3.693827156"), "unpriced")
 
 
+def test_a_contract_for_images_applies_to_their_size_and_quality_and_the_one_that_says_most_wins(tmp_path: Path) -> None:
+    contract = "meter,unit_price,unit_tokens\nimage,1,1\nimage/1024x1024/hd,3,1\nimage/1024x1024,2,1\n"
+    pipeline = at_prices(tmp_path, book("image image 9 1"), files={"contract_prices": contract, "markups": "meter,markup\nimage/512x512,50\n"})
+    kinds = [(None, None), ("512x512", None), ("1024x1024", None), ("1024x1024", "standard"), ("1024x1024", "hd"), ("1024x10240", "hd")]
+    bill(pipeline, *(v2(f"{size} {quality}", imageCount=1, imageSize=size, imageQuality=quality) for size, quality in kinds))
+    assert [cost for cost, _ in (costs(pipeline)[f"{size} {quality}"] for size, quality in kinds)] == [1, Decimal("1.5"), 2, 2, 3, 1]
+    assert rows(pipeline, "SELECT DISTINCT list_cost, price_id FROM daily_billing") == [(9, "image")]
+
+
 MOST = 10**12
 
 
