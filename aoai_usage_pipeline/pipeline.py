@@ -39,7 +39,10 @@ Progress = Callable[[int, int, str], None]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unpriced:
-    """Usage of one meter without a price of its own: `status` is `unpriced`, or `fallback` where the input price stands in."""
+    """Usage of one meter without a price of its own: `status` is `unpriced`, or `fallback` where the input price stands in.
+
+    An unpriced one with a `pricing_currency` has a price in that currency and no exchange rate.
+    """
 
     model: str | None
     model_version: str | None
@@ -48,6 +51,7 @@ class Unpriced:
     service_tier: str | None
     meter: str
     status: str
+    pricing_currency: str | None
     quantity: int
     first: dt.date
     last: dt.date
@@ -192,8 +196,9 @@ class Pipeline:
     def unpriced(self, days: Sequence[dt.date], reference: "Reference") -> "list[Unpriced]":
         """The enriched usage of days that has no price in the reference data, or only that of another meter. Writes nothing."""
         with self._rebilled(days, reference) as db:
-            select = """SELECT model, model_version, deployment_sku, region, service_tier, meter, pricing_status, CAST(sum(quantity) AS BIGINT),
-                min(usage_date), max(usage_date), list(DISTINCT deployment ORDER BY deployment) FILTER (deployment IS NOT NULL)
+            select = """SELECT model, model_version, deployment_sku, region, service_tier, meter, pricing_status, pricing_currency,
+                CAST(sum(quantity) AS BIGINT), min(usage_date), max(usage_date),
+                list(DISTINCT deployment ORDER BY deployment) FILTER (deployment IS NOT NULL)
                 FROM daily_billing WHERE pricing_status IN ('unpriced', 'fallback') GROUP BY ALL ORDER BY ALL"""
             return [Unpriced(*row[:-1], tuple(row[-1] or ())) for row in db.execute(select).fetchall()]
 

@@ -4,11 +4,13 @@ import datetime as dt
 import os
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from aoai_usage_pipeline.cli import console
 from aoai_usage_pipeline_tests.support import (
     DAY,
     PRICE_BOOK,
@@ -88,6 +90,34 @@ def test_bill_keeps_currencies_apart_and_shows_unpriced_usage_without_a_cost(roo
     assert lines(out, "CC-2") == [["CC-2", "People", "3", "3,000,000", "0", "1.00 EUR"]]
     assert len(lines(out, "2.50 USD")) == 2  # the cost centre's second line, and the total's
     assert "1 without a price" in out
+
+
+def test_bill_adds_fixed_costs_to_what_each_cost_centre_pays(root: Path, aoai_usage: Run) -> None:
+    capacity = "deployment,ptus,hourly_price,currency,method,shares,effective_from,effective_to\n"
+    shares = "ptu,10,1.25,USD,shares,CC-1=40;CC-7=50,2026-10-05,2026-10-07\nmodel,1,1.70,EUR,,,2026-10-05,2026-10-07\n"
+    (root / "reference/capacity.csv").write_text(capacity + shares)
+    capture(root, DAY + HOUR, seed_event("a", DAY, chat(1_000_000, 100_000)))
+    code, out, _ = aoai_usage("bill", "--from", "2026-10-05", "--to", "2026-10-06")
+    assert code == 0
+    assert lines(out, "CC-1") == [["CC-1", "", "0", "0", "0", "240.00 USD"], ["CC-1", "Sales", "1", "1,000,000", "100,000", "3.50 USD"]]
+    assert lines(out, "CC-7") == [["CC-7", "", "0", "0", "0", "300.00 USD"]]
+    # two days of a model that is hosted, and a tenth of the PTUs that nobody agreed to bear
+    unallocated = out.splitlines().index(next(line for line in out.splitlines() if "UNALLOCATED" in line))
+    assert [lines(line, "")[0][-1] for line in out.splitlines()[unallocated : unallocated + 2]] == ["81.60 EUR", "60.00 USD"]
+    assert lines(out, "Total") == [["Total", "", "1", "1,000,000", "100,000", "81.60 EUR"]]
+    assert len(lines(out, "603.50 USD")) == 1
+    assert rows(installation(root), "SELECT currency, sum(cost) FROM daily_billing GROUP BY 1 ORDER BY 1") == [
+        ("EUR", Decimal("81.6")), ("USD", Decimal("603.5"))
+    ]  # fmt: skip
+
+
+def test_money_is_printed_with_every_digit() -> None:
+    largest = Decimal("99999999999999999999999.999999999999999")
+    assert [console.money(cost) for cost in (largest, Decimal("0.50"), Decimal(3))] == [
+        "99,999,999,999,999,999,999,999.999999999999999",
+        "0.50",
+        "3.00",
+    ]
 
 
 def test_a_held_day_is_named_with_exit_code_1_and_the_others_are_billed(root: Path, aoai_usage: Run) -> None:

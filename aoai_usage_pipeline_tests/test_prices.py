@@ -785,6 +785,14 @@ def test_check_names_usage_without_a_price_and_what_is_near(root: Path, prices: 
     assert prices("check", "--from", "2026-10-06", "--to", "2026-10-31")[0] == 0
 
 
+def test_check_names_a_missing_exchange_rate_and_no_missing_price(root: Path, prices: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AOAI_BILLING_CURRENCY", "EUR")
+    code, out, _ = prices("check", "--to", "2026-11-01")
+    assert code == 1
+    assert "100,000 of output, from 2026-10-05 to 2026-10-05" in out and "2 findings" in out
+    assert out.count("its price is in USD, and exchange_rates.csv has no rate to EUR then") == 2 and "other usage" not in out
+
+
 def test_check_names_missing_periods_and_jumps(root: Path, prices: Run) -> None:
     good = line(effective_to="2025-01-01"), line("b", effective_from="2025-01-01", unit_price="0.0075"), line("out", meter="output")
     book(root / "reference", *good)

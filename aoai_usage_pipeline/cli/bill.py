@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aoai_usage_pipeline.cli.console import add_range, moment, money, open_console, plain, progress_bar, usage_dates
+from aoai_usage_pipeline.cli.console import EXACT, add_range, moment, money, open_console, plain, progress_bar, usage_dates
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings
 
@@ -165,7 +165,7 @@ def _bill_table(db: Any, first: dt.date, last: dt.date, known: str = "") -> Any:
         for row in ((cost_center, team), total):
             counts[row] = [a + b for a, b in zip(counts.get(row, [0, 0, 0]), numbers, strict=True)]
             if cost is not None:
-                costs.setdefault(row, {})[currency] = costs.get(row, {}).get(currency, Decimal(0)) + cost
+                costs.setdefault(row, {})[currency] = EXACT.add(costs.get(row, {}).get(currency, Decimal(0)), cost)
     for row in [*(row for row in counts if row != total), total]:
         if row == total:
             table.add_section()

@@ -5,13 +5,16 @@ import contextlib
 import datetime as dt
 import warnings
 from collections.abc import Iterator
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 
 from aoai_usage_pipeline.settings import Settings
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+EXACT = Context(prec=60)
+"""For sums and texts of money: Python's usual 28 digits would round what 38 hold."""
 
 
 def date(text: str) -> dt.date:
@@ -74,7 +77,7 @@ def progress_bar(console: "Console", title: str) -> Iterator[Any]:
 
 def money(cost: Decimal) -> str:
     """All the digits there are: rounding is the statement's business."""
-    text = f"{cost.normalize():,f}"
+    text = f"{cost.normalize(EXACT):,f}"
     whole, _, fraction = text.partition(".")
     return f"{whole}.{fraction.ljust(2, '0')}"
 

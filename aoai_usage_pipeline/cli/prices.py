@@ -16,7 +16,7 @@ from aoai_usage_pipeline.settings import EXAMPLE_REFERENCE_DIR, Settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from aoai_usage_pipeline.reference.files import Row
+    from aoai_usage_pipeline.reference.files import Reference, Row
     from aoai_usage_pipeline.reference.proposal import Entry, Proposal
 
 _NEW_SHOWN = 20
@@ -177,7 +177,7 @@ def _check(arguments: argparse.Namespace, settings: Settings) -> int:
     found = 0
     for use in pipeline.unpriced(days, reference):
         found += use.status == "unpriced"
-        for line in _describe(use, reference.price_book):
+        for line in _describe(use, reference):
             console.print(line, soft_wrap=True)
     for pair in missing_periods(reference.price_book):
         found += 1
@@ -206,7 +206,7 @@ def _row(row: "Row") -> str:
     return f"{plain(row.values['price_id'] or '')} (line {row.line})"
 
 
-def _describe(use: Unpriced, rows: "Iterable[Row]") -> list[str]:
+def _describe(use: Unpriced, reference: "Reference") -> list[str]:
     """What has no price, and what the price book has that is near."""
     version = f" {use.model_version}" if use.model_version else ""
     where = f"{use.deployment_sku or 'unknown deployment type'}, {use.region or 'unknown region'}, tier {use.service_tier}"
@@ -216,7 +216,9 @@ def _describe(use: Unpriced, rows: "Iterable[Row]") -> list[str]:
     if use.status == "fallback":
         return [f"[dim]note[/] {plain(what)}: {use.quantity:,} of {use.meter} at the input price, {when}: there is no row for {use.meter}"]
     lines = [f"[bold red]no price[/] {plain(what)}: {use.quantity:,} of {use.meter}, {when}"]
-    near = [row.values for row in rows if row.values["model"] == use.model and row.values["meter"] == use.meter]
+    if use.pricing_currency:
+        return [*lines, f"  its price is in {use.pricing_currency}, and exchange_rates.csv has no rate to {reference.billing_currency} then"]
+    near = [row.values for row in reference.price_book if row.values["model"] == use.model and row.values["meter"] == use.meter]
     if not use.model:
         lines.append("  the events name no model: add the deployment to deployments.csv")
     elif not near:

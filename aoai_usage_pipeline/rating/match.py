@@ -74,8 +74,8 @@ LONG_CONTEXT_TOKENS = 272_000
 PRICE_KEY = ("usage_date", *PRICE_BOOK.matches, "image_kind")
 """What decides the price of a meter."""
 
-_OF_METER = "(r.meter = k.meter OR (k.meter = 'image' AND starts_with(concat_ws('/', 'image', k.image_kind, ''), r.meter || '/')))"
-"""SQL: that a row `r` is for the meter of a key `k`: a row of images for any or their own size, and any or their own quality."""
+_OF_METER = "split_part(r.meter, '/', 1) = k.meter AND starts_with(concat_ws('/', k.meter, k.image_kind, ''), r.meter || '/')"
+"""SQL: that a row `r` is for the meter of a key `k`, and one for images for any or their own size, and any or their own quality."""
 
 _BEST = """
 CREATE OR REPLACE TABLE {target} AS
@@ -197,7 +197,7 @@ def _overlay(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
     for target, spec in (("contract_of", CONTRACT_PRICES), ("markup_of", MARKUPS)):
         rows, keys = spec.name.removesuffix(".csv"), ("number", "usage_date", *spec.matches, "image_kind")
         matches = [name for name in spec.matches if name != "meter"]
-        of_meter, exact = f"\nAND (r.meter IS NULL OR {_OF_METER})", "100 * r.exact + coalesce(length(r.meter), 0)"
+        of_meter, exact = f"\nAND (r.meter IS NULL OR ({_OF_METER}))", "100 * r.exact + coalesce(length(r.meter), 0)"
         db.execute(_best(target, "resolved", rows, keys, matches, spec.gives, of_meter, exact))
     billed = literal(reference.billing_currency) if reference.billing_currency else "currency"
     source = f"(SELECT number, usage_date, currency AS from_currency, {billed} AS to_currency FROM resolved)"

@@ -11,6 +11,7 @@ OVERLAID_UNIT = 1_000_000
 
 _LIMITS = {1: Decimal(10) ** 5, OVERLAID_UNIT: Decimal(10) ** 9}
 _EXACT = Context(prec=120, traps=[Inexact])
+_ROUNDED = Context(prec=120, rounding=ROUND_HALF_EVEN)
 
 
 class PriceOverflow(ValueError):
@@ -52,10 +53,7 @@ def overlaid(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractio
         contracted = _percent(listed, 100 - overlay.discount)
     billed = contracted if overlay.markup is None else _percent(contracted, 100 + overlay.markup)
     rate = Decimal(1) if overlay.exchange_rate is None else overlay.exchange_rate
-    rounded = [
-        _EXACT.multiply(price, rate).quantize(Decimal(1).scaleb(-PLACES), ROUND_HALF_EVEN, Context(prec=120))
-        for price in (listed, contracted, billed)
-    ]
+    rounded = [_EXACT.multiply(price, rate).quantize(Decimal(1).scaleb(-PLACES), context=_ROUNDED) for price in (listed, contracted, billed)]
     if max(rounded) >= _LIMITS[unit]:
         raise PriceOverflow(f"{max(rounded)} per {unit:,} is too large: a price must be below {_LIMITS[unit]:,f}")
     return Prices(*rounded, unit)
