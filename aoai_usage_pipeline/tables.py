@@ -187,6 +187,7 @@ pricing_currency  VARCHAR  currency of the price book's row
 exchange_rate     DECIMAL(18,9)  billed currency per pricing currency; NULL where they are the same
 charge_class      VARCHAR  Correction for lines that correct a closed month, otherwise NULL
 correction_of     VARCHAR  usage month a correction belongs to
+line_id           VARCHAR  short hash of the line's key, the same however often the day is made
 """
 )
 
@@ -245,6 +246,25 @@ PUBLISHED = {
 def names(columns: tuple[Column, ...]) -> list[str]:
     """The columns' names, in order."""
     return [column.name for column in columns]
+
+
+DIMENSIONS = ("usage_date", *names(_columns(_PAYER + _OWNER + _DEPLOYMENT)))
+"""What the daily tables keep apart: day, payer, owner and deployment."""
+
+LINE_KEY = (*DIMENSIONS, "meter", "price_id", "pricing_status", "usage_source", "charge_class", "correction_of")
+"""What a line of `daily_billing` is told apart by, without its amounts."""
+
+
+def line_id() -> str:
+    """SQL over lines of `daily_billing`: 24 hexadecimal digits of the SHA-256 of the line's key.
+
+    Each value of the key is written as `bytes:text`, NULL as `-`. The number of the line among those of the same key comes last: 0, but
+    where a contract or markup of one context band gives one price row two prices.
+    """
+    key = " || ".join(f"coalesce(strlen(CAST({name} AS VARCHAR)) || ':' || CAST({name} AS VARCHAR), '-')" for name in LINE_KEY)
+    amounts = "unit_price, list_unit_price, contracted_unit_price, unit_tokens, quantity, cost"
+    number = f"row_number() OVER (PARTITION BY {', '.join(LINE_KEY)} ORDER BY {amounts}) - 1"
+    return f"left(sha256({key} || ({number})), 24)"
 
 
 TOKENS = "CAST(coalesce(sum(coalesce(prompt_tokens, 0) + coalesce(completion_tokens, 0)), 0) AS BIGINT)"

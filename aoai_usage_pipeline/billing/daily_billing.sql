@@ -4,7 +4,7 @@ WITH metered AS (
     FROM (SELECT *, unnest([{meters}]) AS m FROM daily_groups WHERE usage_source IS NOT NULL)
     WHERE m.quantity > 0
     GROUP BY ALL
-)
+), lines AS (
 SELECT {dimensions_of_m}, strftime(m.usage_date, '%Y-%m') AS billing_period,
     CASE WHEN m.meter = 'image' THEN concat_ws('/', m.meter, m.image_kind) ELSE m.meter END AS meter,
     sum(m.quantity) AS quantity, r.unit_price, r.unit_tokens, r.price_id, {cost} AS cost, r.currency, r.pricing_status, m.usage_source,
@@ -15,3 +15,5 @@ GROUP BY {dimensions_of_m}, m.meter, m.image_kind, m.usage_source, r.unit_price,
     r.contracted_token_price, r.currency, r.pricing_status, r.list_unit_price, r.contracted_unit_price, r.pricing_currency, r.exchange_rate
 UNION ALL BY NAME
 FROM capacity_lines
+)
+SELECT * REPLACE ({line_id} AS line_id) FROM lines

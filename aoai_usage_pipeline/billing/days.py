@@ -29,12 +29,6 @@ _COMBINATION = (
     "service_tier", "context_band", "contract", "time_source", "service", "usage_source", "image_kind",
 )  # fmt: skip
 _SUCCESSFUL = "(service = 'openai' AND (status_code IS NULL OR status_code BETWEEN 200 AND 299))"
-_DIMENSIONS = [
-    column
-    for column in tables.names(tables.DAILY_USAGE)
-    if column not in ("requests", "cost", "currency", "pricing_status") and not column.endswith("_tokens")
-]
-
 
 BILLED_TOKENS = f"CASE WHEN meter IN ({', '.join(map(engine.literal, match.TOKEN_METERS))}) THEN quantity ELSE 0 END"
 USAGE_COST = f"CASE WHEN meter NOT IN ({', '.join(map(engine.literal, fixed_costs.METERS))}) THEN cost END"
@@ -323,7 +317,7 @@ class DailyTables(_Stage):
         db.execute(f"CREATE VIEW enriched AS SELECT * FROM {engine.read_parquet(self._enrichment.days.paths(list(days)))}")
         reference = self._load_reference()
         match.load_reference(db, reference)
-        own = ", ".join(_DIMENSIONS)
+        own = ", ".join(tables.DIMENSIONS)
         db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own))
         match.match_prices(db, "daily_groups", reference)
         quantities = match.METER_QUANTITIES | {"image": "images_without_tokens"}
@@ -332,9 +326,10 @@ class DailyTables(_Stage):
         costs = {f"{level}cost": match.cost_by_meter("m.meter", "sum(m.quantity)", f"r.{level}token_price") for level in ("", "list_", "contracted_")}
         billing = engine.sql_file("billing", "daily_billing.sql").format(
             dimensions=own,
-            dimensions_of_m=", ".join(f"m.{d}" for d in _DIMENSIONS),
+            dimensions_of_m=", ".join(f"m.{d}" for d in tables.DIMENSIONS),
             meters=meters,
             same_price_key=match.same_price_key("m"),
+            line_id=tables.line_id(),
             **costs,
         )
         unbalanced = fixed_costs.load_lines(db, reference, days)
