@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from aoai_usage_pipeline.billing.days import DailyTables, Day, Enrichment
+    from aoai_usage_pipeline.billing.explain import Bills
     from aoai_usage_pipeline.capture.names import NameFormat
     from aoai_usage_pipeline.lake.manifest import Manifests
     from aoai_usage_pipeline.reference import Reference
@@ -107,6 +108,12 @@ class Pipeline:
         from aoai_usage_pipeline.billing.days import DailyTables
 
         return DailyTables(self.lake, enrichment or self.enrichment(), self.reference)
+
+    def bills(self) -> "Bills":
+        """The billed days, to be looked at line by line and explained with the reference data of now."""
+        from aoai_usage_pipeline.billing.explain import Bills
+
+        return Bills(self.lake, self.reference())
 
     @cached_property
     def ingestion(self) -> "Ingest":

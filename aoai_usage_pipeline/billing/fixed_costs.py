@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime as dt
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from decimal import ROUND_HALF_EVEN, Decimal
 from typing import TypeVar
 
@@ -42,16 +42,11 @@ def load_lines(db: duckdb.DuckDBPyConnection, reference: Reference, of_days: Ite
     """Make the table `capacity_lines` out of the view `enriched`; returns the reasons of days that must be held."""
     held: dict[dt.date, str] = {}
     found: list[tuple[dt.date, CapacityLine]] = []
-    usage: dict[dt.date, list[Usage]] = {}
-    if reference.capacity:
-        for day, hour, deployment, *payer, uncached, output in db.execute(_USAGE, [[row.deployment for row in reference.capacity]]).fetchall():
-            usage.setdefault(day, []).append(Usage(hour, deployment, Payer(*payer), uncached, output))
+    usage = usage_of(db, reference)
     for day in of_days if reference.capacity or reference.reservations else ():
-        in_force = reference.on(day)
         try:
-            capacity = [_converted(row, in_force) for row in in_force.capacity]
-            reservations = [_converted(row, in_force) for row in in_force.reservations]
-        except _NoRate as error:
+            capacity, reservations = converted_on(reference, day)
+        except NoRate as error:
             held[day] = str(error)
             continue
         of_day = lines(day, capacity, reservations, usage.get(day, []))
@@ -61,19 +56,40 @@ def load_lines(db: duckdb.DuckDBPyConnection, reference: Reference, of_days: Ite
         if costs != (expected := total(day, capacity, reservations)):
             held[day] = f"the capacity of the day costs {expected}, but its lines have {costs}"
         found += [(day, line) for line in of_day]
-    departments: dict[str | None, set[str | None]] = {}
-    for owner in reference.cost_centers:
-        departments.setdefault(owner.values["cost_center"], set()).add(owner.values["department"])
-    rows = [_row(day, line, departments.get(line.payer.cost_center, set())) for day, line in found]
+    departments = departments_of(reference)
+    rows = [row_of(day, line, departments) for day, line in found]
     names = tables.names(tables.DAILY_BILLING)
     texts = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})  # noqa: F841 - read by name below
     db.execute(f"CREATE TABLE capacity_lines AS SELECT {tables.select_list(tables.DAILY_BILLING)} FROM texts")
     return held
 
 
-def _row(day: dt.date, line: CapacityLine, departments: set[str | None]) -> dict[str, str | None]:
-    """A line as texts by column. The department of an owner that only its cost centre names is the only one the cost centre has."""
-    department = line.payer.department or (next(iter(departments)) if len(departments) == 1 else None)
+def usage_of(db: duckdb.DuckDBPyConnection, reference: Reference) -> dict[dt.date, list[Usage]]:
+    """What the requests of the view `enriched` used of the deployments with capacity, by day."""
+    usage: dict[dt.date, list[Usage]] = {}
+    if reference.capacity:
+        for day, hour, deployment, *payer, uncached, output in db.execute(_USAGE, [[row.deployment for row in reference.capacity]]).fetchall():
+            usage.setdefault(day, []).append(Usage(hour, deployment, Payer(*payer), uncached, output))
+    return usage
+
+
+def converted_on(reference: Reference, day: dt.date) -> tuple[list[Capacity], list[Reservation]]:
+    """The capacity and the reservations in force on a day, priced in the billed currency. Raises `NoRate`."""
+    in_force = reference.on(day)
+    return [_converted(row, in_force) for row in in_force.capacity], [_converted(row, in_force) for row in in_force.reservations]
+
+
+def departments_of(reference: Reference) -> dict[str | None, str | None]:
+    """The department of every cost centre that has only one."""
+    departments: dict[str | None, set[str | None]] = {}
+    for owner in reference.cost_centers:
+        departments.setdefault(owner.values["cost_center"], set()).add(owner.values["department"])
+    return {cost_center: next(iter(of)) for cost_center, of in departments.items() if len(of) == 1}
+
+
+def row_of(day: dt.date, line: CapacityLine, departments: Mapping[str | None, str | None]) -> dict[str, str | None]:
+    """A line as texts by column of `daily_billing`. The department of an owner that only its cost centre names is from `departments_of`."""
+    department = line.payer.department or departments.get(line.payer.cost_center)
     cost = str(line.cost)
     return line.payer._asdict() | {
         "department": department,
@@ -92,7 +108,7 @@ def _row(day: dt.date, line: CapacityLine, departments: set[str | None]) -> dict
     }
 
 
-class _NoRate(Exception):
+class NoRate(Exception):
     """A fixed cost is in a currency that cannot be billed."""
 
 
@@ -106,4 +122,4 @@ def _converted(row: Row, in_force: Reference) -> Row:
             price = "hourly_price" if isinstance(row, Capacity) else "term_price"
             converted = (getattr(row, price) * Decimal(str(rate.values["rate"]))).quantize(Decimal("1E-9"), ROUND_HALF_EVEN)
             return dataclasses.replace(row, **{price: converted}, currency=to)
-    raise _NoRate(f"fixed costs are in {row.currency}, and exchange_rates.csv has no rate to {to} on the day")
+    raise NoRate(f"fixed costs are in {row.currency}, and exchange_rates.csv has no rate to {to} on the day")

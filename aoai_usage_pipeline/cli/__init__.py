@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from aoai_usage_pipeline.cli import bill, prices, simulate
+from aoai_usage_pipeline.cli import bill, explain, prices, simulate
 from aoai_usage_pipeline.settings import Settings, SettingsError
 
 
@@ -30,6 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aoai-usage", description="Exact bills for Azure OpenAI from Event Hubs Capture files.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (bill, simulate, prices):
+    for command in (bill, simulate, prices, explain):
         command.add_parser(commands)
     return parser

@@ -39,9 +39,21 @@ class Prices:
 
 
 def overlaid(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractional: bool) -> Prices:
-    """The prices that follow from a list price. Each is computed exactly and rounded half-even to 9 places once.
+    """The prices that follow from a list price. Each is computed exactly and rounded half-even to 9 places once. Raises `PriceOverflow`."""
+    exact = unrounded(unit_price, unit_tokens, overlay, fractional=fractional)
+    rounded = [
+        price.quantize(Decimal(1).scaleb(-PLACES), ROUND_HALF_EVEN, Context(prec=120))
+        for price in (exact.list_unit_price, exact.contracted_unit_price, exact.unit_price)
+    ]
+    if max(rounded) >= _LIMIT:
+        raise PriceOverflow(f"{max(rounded)} per {exact.unit_tokens} is too large")
+    return Prices(*rounded, exact.unit_tokens)
 
-    A `fractional` meter counts parts of one, so its price stays a price for one. Raises `PriceOverflow`.
+
+def unrounded(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractional: bool) -> Prices:
+    """The prices that follow from a list price, with all their digits.
+
+    A `fractional` meter counts parts of one, so its price stays a price for one.
     """
     unit = 1 if fractional else OVERLAID_UNIT
     listed = _per(unit_price, unit_tokens, unit)
@@ -52,13 +64,7 @@ def overlaid(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractio
         contracted = _EXACT.multiply(listed, 1 - overlay.discount / 100)
     billed = _EXACT.multiply(contracted, 1 + (overlay.markup or 0) / 100)
     rate = Decimal(1) if overlay.exchange_rate is None else overlay.exchange_rate
-    rounded = [
-        _EXACT.multiply(price, rate).quantize(Decimal(1).scaleb(-PLACES), ROUND_HALF_EVEN, Context(prec=120))
-        for price in (listed, contracted, billed)
-    ]
-    if max(rounded) >= _LIMIT:
-        raise PriceOverflow(f"{max(rounded)} per {unit} is too large")
-    return Prices(*rounded, unit)
+    return Prices(*(_EXACT.multiply(price, rate) for price in (listed, contracted, billed)), unit)
 
 
 def _per(price: Decimal, of: int, unit: int) -> Decimal:
