@@ -62,7 +62,7 @@ def unrounded(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fracti
         contracted = _per(overlay.unit_price, overlay.unit_tokens, unit)
     elif overlay.discount is not None:
         contracted = _EXACT.multiply(listed, 1 - overlay.discount / 100)
-    billed = _EXACT.multiply(contracted, 1 + (overlay.markup or 0) / 100)
+    billed = _EXACT.multiply(contracted, 1 + (overlay.markup or Decimal(0)) / 100)
     rate = Decimal(1) if overlay.exchange_rate is None else overlay.exchange_rate
     return Prices(*(_EXACT.multiply(price, rate) for price in (listed, contracted, billed)), unit)
 
