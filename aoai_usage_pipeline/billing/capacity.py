@@ -69,7 +69,7 @@ class HourPart:
 
     `cost` is that of all PTU-hours deployed, or reserved and unused, in the hour; `prepaid` is the part of it that reservations paid. With method
     `peak` the share is that of the busiest hour, `judged_by`; otherwise that is the hour itself. Of a line split by units, `units` are
-    the payer's and `all_units` everybody's in the hour it is judged by.
+    the payer's in the hour it is judged by, and `of_units` everybody's, or what the PTUs can do where that is known and more.
     """
 
     hour: int
@@ -80,7 +80,7 @@ class HourPart:
     share: Fraction
     part: Decimal
     units: Fraction | None = None
-    all_units: Fraction | None = None
+    of_units: Fraction | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -123,17 +123,16 @@ def hours_of(
         elif line.meter != UNUSED and of.capacity_id == line.capacity_id:
             for hour, judged, split, parts in _split_hours(of, hours, used[of]):
                 if key in parts:
-                    units = used[of][judged] if line.driver == UNITS else {}
-                    drawn, everybody = (units[line.payer], sum(units.values(), Fraction())) if units else (None, None)
-                    found.append(_hour_part(hours[hour], judged, split[key], parts[key], drawn, everybody))
+                    drawn, whole = None, None
+                    if line.driver == UNITS:
+                        drawn, whole = used[of][judged][line.payer], _whole(of, hours[judged].ptu_minutes, used[of][judged])
+                    found.append(_hour_part(hours[hour], judged, split[key], parts[key], drawn, whole))
     return found
 
 
-def _hour_part(
-    charge: _Charge, judged: int, share: Fraction, part: int, units: Fraction | None = None, all_units: Fraction | None = None
-) -> HourPart:
+def _hour_part(charge: _Charge, judged: int, share: Fraction, part: int, units: Fraction | None = None, of_units: Fraction | None = None) -> HourPart:
     cost, prepaid, of_line = (_decimal(amount, _PLACES) for amount in (charge.cost, charge.prepaid, part))
-    return HourPart(charge.hour, judged, charge.ptu_minutes / 60, cost, prepaid, share, of_line, units, all_units)
+    return HourPart(charge.hour, judged, charge.ptu_minutes / 60, cost, prepaid, share, of_line, units, of_units)
 
 
 def total(day: dt.date, capacity: Iterable[Capacity], reservations: Iterable[Reservation]) -> dict[str, Decimal]:
@@ -273,13 +272,17 @@ def _split(row: Capacity, ptu_minutes: Fraction, used: Mapping[Payer, Fraction])
     split: dict[_Key, Fraction] = {}
     for cost_center, percent in row.shares:
         split[*_owner(cost_center, row.gateway), PROVISIONED, PERCENT] = fixed * Fraction(percent) / 100
-    units = sum(used.values())
-    if units:
-        offered = ptu_minutes * Fraction(row.units_per_ptu_minute) if row.units_per_ptu_minute else units
+    if any(used.values()):
+        whole = _whole(row, ptu_minutes, used)
         for payer, drawn in used.items():
-            split[*payer, PROVISIONED, UNITS] = (1 - fixed) * drawn / max(units, offered)
+            split[*payer, PROVISIONED, UNITS] = (1 - fixed) * drawn / whole
     split[*_owner(row.idle_to, row.gateway), IDLE, PTU_HOURS] = 1 - sum(split.values())
     return {key: part for key, part in split.items() if part}
+
+
+def _whole(row: Capacity, ptu_minutes: Fraction, used: Mapping[Payer, Fraction]) -> Fraction:
+    """The units that usage is a part of: all of it, or what the PTUs can do where that is known and more."""
+    return max(sum(used.values(), Fraction()), ptu_minutes * Fraction(row.units_per_ptu_minute or 0))
 
 
 def _unused(reservation: Reservation, hours: Mapping[int, _Charge]) -> Iterator[CapacityLine]:

@@ -26,11 +26,12 @@ from aoai_usage_pipeline.rating import match
 from aoai_usage_pipeline.rating.overlay import Overlay, Prices, unrounded
 from aoai_usage_pipeline.reference import Reference
 from aoai_usage_pipeline.reference.capacity import Capacity, Reservation
-from aoai_usage_pipeline.reference.files import CONTRACT_PRICES, EXCHANGE_RATES, MARKUPS, ONE_BY_ONE, PRICE_BOOK, Row
+from aoai_usage_pipeline.reference.files import CONTRACT_PRICES, EXCHANGE_RATES, MARKUPS, ONE_BY_ONE, PRICE_BOOK, Row, _Spec
 from aoai_usage_pipeline.storage import ObjectStore
 
 PER_PAGE = 20
 
+_ONE_RATE = "(SELECT * FROM rate ORDER BY ALL LIMIT 1)"
 _NEAREST = 5
 _SIMILAR = 0.6
 _PRICE = (
@@ -156,6 +157,15 @@ class Explanation:
         return parts is not None and (parts.quantity, parts.cost) == (line["quantity"], line["cost"])
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """A day's cost by currency, how many lines have none, and its dearest lines."""
+
+    cost: Mapping[str, Decimal]
+    without_cost: int
+    lines: tuple[Line, ...]
+
+
 class Bills:
     """The billed days of a lake, to be explained with the reference data of now."""
 
@@ -175,6 +185,27 @@ class Bills:
             select = f"SELECT {tables.select_list(tables.DAILY_BILLING)} FROM {source} WHERE {conditions} ORDER BY cost DESC NULLS LAST, line_id"
             found = db.execute(select, list(wanted.values())).fetchall()
         return [dict(zip(tables.names(tables.DAILY_BILLING), row, strict=True)) for row in found]
+
+    def summaries(self, days: Sequence[dt.date], count: int) -> dict[dt.date, Summary]:
+        """What the billed ones of some days cost, each with up to `count` lines."""
+        paths = self._billing.paths(list(days))
+        if not paths:
+            return {}
+        with engine.connect(self._lake.staging()) as db:
+            source = engine.read_parquet(paths, tables.empty_select(tables.DAILY_BILLING))
+            totals = db.execute(f"SELECT usage_date, currency, sum(cost), count(*) - count(cost) FROM {source} GROUP BY ALL ORDER BY ALL").fetchall()
+            rank = "row_number() OVER (PARTITION BY usage_date ORDER BY cost DESC NULLS LAST, line_id)"
+            select = f"SELECT {tables.select_list(tables.DAILY_BILLING)} FROM {source} QUALIFY {rank} <= {count} ORDER BY usage_date, {rank}"
+            dearest = db.execute(select).fetchall()
+        lines = [dict(zip(tables.names(tables.DAILY_BILLING), row, strict=True)) for row in dearest]
+        return {
+            day: Summary(
+                {currency: cost for on, currency, cost, _ in totals if on == day and cost is not None},
+                sum(without for on, _, _, without in totals if on == day),
+                tuple(line for line in lines if line["usage_date"] == day),
+            )
+            for day in {on for on, *_ in totals}
+        }
 
     def find(self, line_id: str, day: dt.date | None, published: Path) -> Line:
         """The line with this id. Its day, when it is not given, is what the published file says, else every day is read. Raises ValueError."""
@@ -261,11 +292,13 @@ class Bills:
 
     def _price(self, db: duckdb.DuckDBPyConnection, line: Line, key: Mapping[str, str | None], bands: tuple[str, ...]) -> Price:
         meter = "'input'" if line["pricing_status"] == "fallback" else "meter"
-        one = "(SELECT * FROM rate ORDER BY ALL LIMIT 1)"
-        row, *rivals = self._rows(db, "price_book", f"(SELECT * REPLACE ({meter} AS meter) FROM {one})")
-        contract, markup = (next(iter(self._rows(db, name, one)), None) for name in ("contract_prices", "markups"))
-        currencies = f"(SELECT usage_date, pricing_currency AS from_currency, currency AS to_currency FROM {one})"
-        exchange = next(iter(self._rows(db, "exchange_rates", currencies)), None)
+        # requests of several context bands may share a price row, but not the rows that it won over
+        of_bands = (f"(SELECT * REPLACE ({meter} AS meter) FROM rate WHERE context_band = '{band}' ORDER BY ALL LIMIT 1)" for band in bands)
+        found = {row.line: row for of_band in of_bands for row in self._fitting(db, PRICE_BOOK, of_band)}
+        row, *rivals = found.values()
+        contract, markup = (next(iter(self._fitting(db, spec, _ONE_RATE)), None) for spec in (CONTRACT_PRICES, MARKUPS))
+        currencies = f"(SELECT usage_date, pricing_currency AS from_currency, currency AS to_currency FROM {_ONE_RATE})"
+        exchange = next(iter(self._fitting(db, EXCHANGE_RATES, currencies)), None)
         unit_tokens = _decimal(contract, "unit_tokens")
         overlay = Overlay(
             unit_price=_decimal(contract, "unit_price"),
@@ -281,15 +314,14 @@ class Bills:
         no_rate = line["unit_price"] is None
         return Price(key, bands, row, tuple(rivals), contract, markup, exchange, before, None if no_rate else exact)
 
-    def _rows(self, db: duckdb.DuckDBPyConnection, name: str, source: str) -> list[Row]:
-        specs = {"price_book": PRICE_BOOK, "contract_prices": CONTRACT_PRICES, "markups": MARKUPS, "exchange_rates": EXCHANGE_RATES}
-        by_line = {row.line: row for row in getattr(self._reference, name)}
-        return [by_line[line] for line in match.fitting(db, specs[name], source)]
+    def _fitting(self, db: duckdb.DuckDBPyConnection, spec: _Spec, source: str) -> list[Row]:
+        by_line = {row.line: row for row in getattr(self._reference, spec.name.removesuffix(".csv"))}
+        return [by_line[line] for line in match.fitting(db, spec, source)]
 
     def _nearest(self, day: dt.date, key: Mapping[str, str | None]) -> tuple[Near, ...]:
         """Rows of the same meter for this model, or one of a similar name, those that differ least first."""
         model, meter = key["model"], key["meter"] or ""
-        ranked: list[tuple[tuple[bool, int, float, int], Near]] = []
+        ranked: list[tuple[tuple[int, int, float, int], Near]] = []
         for row in self._reference.price_book if model else ():
             if (row.values["meter"] or "").partition("/")[0] != meter:
                 continue
@@ -297,7 +329,8 @@ class Bills:
             likeness = difflib.SequenceMatcher(None, model, row.values["model"] or model).ratio()
             if likeness >= _SIMILAR:
                 near = Near(row, differs, row.effective_on(day))
-                ranked.append((("model" in differs, len(differs) + (not near.in_force), -likeness, row.line), near))
+                strangeness = 2 if "model" in differs else int(row.values["model"] is None)
+                ranked.append(((strangeness, len(differs) + (not near.in_force), -likeness, row.line), near))
         return tuple(near for _, near in sorted(ranked, key=lambda pair: pair[0])[:_NEAREST])
 
     def _fixed(self, db: duckdb.DuckDBPyConnection, line: Line) -> Explanation:
@@ -362,7 +395,7 @@ def _requests(db: duckdb.DuckDBPyConnection, page: int) -> Requests:
 def _key(db: duckdb.DuckDBPyConnection) -> tuple[dict[str, str | None], tuple[str, ...]]:
     """What the line's price is looked up by, and the context bands of its requests."""
     names = (*PRICE_BOOK.matches, "meter")
-    [row] = db.execute(f"SELECT {', '.join(names)} FROM (SELECT * FROM rate ORDER BY ALL LIMIT 1)").fetchall()
+    [row] = db.execute(f"SELECT {', '.join(names)} FROM {_ONE_RATE}").fetchall()
     bands = db.execute("SELECT DISTINCT context_band FROM parts ORDER BY 1").fetchall()
     return dict(zip(names, row, strict=True)), tuple(band for (band,) in bands)
 

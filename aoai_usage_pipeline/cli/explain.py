@@ -73,7 +73,7 @@ def _print_lines(console: "Console", lines: "list[Line]") -> None:
         names = (plain(line[name] or "-") for name in ("line_id", "cost_center", "deployment", "model", "meter"))
         table.add_row(*names, digits(line["quantity"]), _cost(line))
     console.print(table)
-    console.print("Explain one: aoai-usage explain LINE", soft_wrap=True)
+    console.print(f"Explain one: aoai-usage explain LINE --date {lines[0]['usage_date']}", soft_wrap=True)
 
 
 def _text(explanation: "Explanation") -> Iterator[str]:
@@ -167,6 +167,8 @@ def _no_price(line: "Line", no_price: "NoPrice") -> Iterator[str]:
     if not key["model"]:
         yield "  The events name no model: add the deployment to deployments.csv."
         return
+    if not key["deployment_sku"]:
+        yield "  The deployment's type is unknown, so only rows with * there fit: add the deployment to deployments.csv."
     for near in no_price.nearest:
         values = near.row.values
         differences = [f"{name} {plain(values[name] or '')}, not {plain(key[name] or 'unknown')}" for name in near.differs]
@@ -184,7 +186,11 @@ def _fixed(line: "Line", fixed: "Fixed") -> Iterator[str]:
     if isinstance(row, Capacity) and isinstance(converted, Capacity):
         yield f"[bold]Capacity[/] {plain(row.capacity_id)} (capacity.csv): {row.ptus:,} PTUs at {money(row.hourly_price)} {row.currency} an hour"
         yield f"  in force    {row.effective_from} to {row.effective_to} on this day"
-        yield f"  method      {row.method}: {_METHODS[row.method]}"
+        agreed = [f"{plain(cost_center)} {digits(percent)} %" for cost_center, percent in row.shares]
+        said = [_METHODS[row.method], *([f"agreed {', '.join(agreed)}"] if agreed else [])]
+        said += [f"the fixed part is {digits(row.fixed_part)} %"] if row.method == "two_part" else []
+        said += [f"it can do {digits(row.units_per_ptu_minute)} units per PTU and minute"] if row.units_per_ptu_minute else []
+        yield f"  method      {row.method}: {'; '.join(said)}"
         price, converted_price = row.hourly_price, converted.hourly_price
     else:
         assert not isinstance(row, Capacity) and not isinstance(converted, Capacity)
@@ -205,9 +211,9 @@ def _fixed(line: "Line", fixed: "Fixed") -> Iterator[str]:
     for hour in fixed.hours:
         paid = f", {money(hour.prepaid)} of it reserved" if hour.prepaid and isinstance(row, Capacity) else ""
         share = f"{digits(round(Decimal(hour.share.numerator) / hour.share.denominator * 100, 6))} %"
-        if hour.units is not None and hour.all_units is not None:
+        if hour.units is not None and hour.of_units is not None:
             judged = "" if hour.judged_by == hour.hour else f" at {hour.judged_by:02}:00"
-            share += f" ({_fraction(hour.units)} of {_fraction(hour.all_units)} units used{judged})"
+            share += f" ({_fraction(hour.units)} of {_fraction(hour.of_units)} units{judged})"
         whole = f"{_fraction(hour.ptu_hours)} PTU-hours, {money(hour.cost)} {currency}{paid}"
         yield f"    {hour.hour:02}:00  {whole}  x {share} = {money(hour.part)} {currency}"
 

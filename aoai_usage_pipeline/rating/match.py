@@ -240,7 +240,7 @@ def _overlay(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
     columns = {"number": pa.int64(), "listed": money, "contracted": money, "billed": money, "unit": pa.int64(), "target": pa.string(), "rate": money}
     overlays = pa.table({name: pa.array([row[n] for row in changed], type_) for n, (name, type_) in enumerate(columns.items())})  # noqa: F841
     db.execute(
-        """UPDATE resolved SET list_unit_price = listed, contracted_unit_price = contracted, unit_price = billed, unit_tokens = unit, currency = target,
-            exchange_rate = rate, pricing_status = CASE WHEN billed IS NULL THEN 'unpriced' ELSE pricing_status END
+        """UPDATE resolved SET list_unit_price = listed, contracted_unit_price = contracted, unit_price = billed, unit_tokens = unit,
+            currency = target, exchange_rate = rate, pricing_status = CASE WHEN billed IS NULL THEN 'unpriced' ELSE pricing_status END
         FROM overlays WHERE overlays.number = resolved.number"""
     )
