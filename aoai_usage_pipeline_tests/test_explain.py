@@ -459,7 +459,7 @@ def test_each_day_of_the_bill_shows_its_biggest_lines(tmp_path: Path, instance: 
         if event.is_step_materialization and event.step_materialization_data.materialization.asset_key == dg.AssetKey("daily_billing")
     }
     metadata = made["2026-10-05"]
-    assert metadata["total cost"].value == "2 EUR, 0.00063 USD, 1 lines without a cost"
+    assert metadata["total cost"].value == "2 EUR, 0.00063 USD, lines without a cost: 1"
     shown = [record.data for record in metadata["biggest lines"].records]
     expected = rows(pipeline, "SELECT line_id, quantity, cost FROM daily_billing ORDER BY cost DESC NULLS LAST LIMIT 20")
     assert [(row["line_id"], Decimal(row["quantity"].replace(",", "")), Decimal(row["cost"])) for row in shown] == expected

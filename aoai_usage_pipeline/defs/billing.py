@@ -94,7 +94,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
 
 def _summary(day: dt.date, summary: "Summary") -> dict[str, Any]:
     """What a person wants to see of a day's bill: its cost, its biggest lines and how to have one explained."""
-    without = [f"{summary.without_cost:,} lines without a cost"] if summary.without_cost else []
+    without = [f"lines without a cost: {summary.without_cost:,}"] if summary.without_cost else []
     rows = [{"line_id": line["line_id"]} | {name: _shown(line[name]) for name in _LINE_COLUMNS} for line in summary.lines]
     explain = f"`aoai-usage explain <line_id> --date {day}`\n\nThe biggest line: `aoai-usage explain {rows[0]['line_id']} --date {day}`"
     return {
