@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
     from aoai_usage_pipeline.billing.days import DailyTables, Day, Enrichment
+    from aoai_usage_pipeline.billing.explain import Bills
     from aoai_usage_pipeline.billing.periods import Closing
     from aoai_usage_pipeline.billing.statement import Statement
     from aoai_usage_pipeline.billing.what_if import Comparison, Only, Scenario
@@ -140,6 +141,12 @@ class Pipeline:
         from aoai_usage_pipeline.billing.days import DailyTables
 
         return DailyTables(self.lake, enrichment or self.enrichment(), self.reference)
+
+    def bills(self) -> "Bills":
+        """The billed days, to be looked at line by line and explained with the reference data of now."""
+        from aoai_usage_pipeline.billing.explain import Bills
+
+        return Bills(self.lake, self.reference())
 
     @cached_property
     def ingestion(self) -> "Ingest":

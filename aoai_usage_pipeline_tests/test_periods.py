@@ -174,6 +174,17 @@ def test_verify_agrees_after_closing_and_correcting(pipeline):
     assert pipeline.verify([AUGUST.date(), SEPTEMBER.date()]).agrees
 
 
+def test_a_closed_line_and_its_correction_are_explained_as_what_they_are(pipeline):
+    pipeline.close("2026-08")
+    captured(pipeline, 2, AUGUST, "late", 500, 0)
+    billed(pipeline)
+    bills = pipeline.bills()
+    said = {(line["meter"], line["charge_class"]): bills.explain(line).outdated for line in bills.lines([AUGUST.date()])}
+    assert "the line corrects the closed month 2026-08" in said["input", "Correction"]
+    assert "the month is closed and the line stands as it was" in said["input", None]
+    assert said["output", None] is None
+
+
 EVENTS = st.lists(
     st.tuples(st.sampled_from([AUGUST, SEPTEMBER]), st.integers(1, 900), st.integers(0, 90), st.sampled_from(["sales", "hr"])), max_size=4
 )

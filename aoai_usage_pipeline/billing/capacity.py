@@ -64,13 +64,34 @@ class CapacityLine:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class HourPart:
+    """What a line has of one hour (0 to 23): `share` of the hour's cost, which makes `part` of it, the remainder of the split included.
+
+    `cost` is that of all PTU-hours deployed, or reserved and unused, in the hour; `prepaid` is the part of it that reservations paid. With method
+    `peak` the share is that of the busiest hour, `judged_by`; otherwise that is the hour itself. Of a line split by units, `units` are
+    the payer's in the hour it is judged by, and `of_units` everybody's, or what the PTUs can do where that is known and more.
+    """
+
+    hour: int
+    judged_by: int
+    ptu_hours: Fraction
+    cost: Decimal
+    prepaid: Decimal
+    share: Fraction
+    part: Decimal
+    units: Fraction | None = None
+    of_units: Fraction | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Charge:
-    """What an hour of deployed PTUs, or of the unused part of a reservation, costs."""
+    """What an hour of deployed PTUs, or of the unused part of a reservation, costs, and the part of it that reservations paid."""
 
     hour: int
     of: Capacity | Reservation
     ptu_minutes: Fraction
     cost: int
+    prepaid: int
 
 
 _Key = tuple[str | None, ...]
@@ -79,14 +100,39 @@ _Used = Mapping[Capacity | Reservation, Mapping[int, Mapping[Payer, Fraction]]]
 
 def lines(day: dt.date, capacity: Iterable[Capacity], reservations: Iterable[Reservation], usage: Iterable[Usage]) -> list[CapacityLine]:
     """The day's lines in a fixed order, whatever the order of what is given. Raises ValueError for negative tokens."""
-    charges: dict[Capacity | Reservation, dict[int, _Charge]] = defaultdict(dict)
-    for charge in _charges(day, capacity, reservations):
-        charges[charge.of][charge.hour] = charge
+    charges = _by_hour(day, capacity, reservations)
     used = _by_row(charges, usage)
     found: list[CapacityLine] = []
     for of, hours in charges.items():
         found += _allocated(of, hours, used[of]) if isinstance(of, Capacity) else _unused(of, hours)
     return sorted(found, key=lambda line: _rank((line.capacity_id, line.meter, line.driver, *line.payer)))
+
+
+def hours_of(
+    line: CapacityLine, day: dt.date, capacity: Iterable[Capacity], reservations: Iterable[Reservation], usage: Iterable[Usage]
+) -> list[HourPart]:
+    """What one of the day's lines is made of, hour by hour; the parts add up to its cost."""
+    charges = _by_hour(day, capacity, reservations)
+    used = _by_row(charges, usage)
+    key = (*line.payer, line.meter, line.driver)
+    found: list[HourPart] = []
+    for of, hours in charges.items():
+        if isinstance(of, Reservation):
+            if line.meter == UNUSED and of.reservation_id == line.capacity_id:
+                found += [_hour_part(charge, hour, Fraction(1), charge.cost) for hour, charge in hours.items()]
+        elif line.meter != UNUSED and of.capacity_id == line.capacity_id:
+            for hour, judged, split, parts in _split_hours(of, hours, used[of]):
+                if key in parts:
+                    drawn, whole = None, None
+                    if line.driver == UNITS:
+                        drawn, whole = used[of][judged][line.payer], _whole(of, hours[judged].ptu_minutes, used[of][judged])
+                    found.append(_hour_part(hours[hour], judged, split[key], parts[key], drawn, whole))
+    return found
+
+
+def _hour_part(charge: _Charge, judged: int, share: Fraction, part: int, units: Fraction | None = None, of_units: Fraction | None = None) -> HourPart:
+    cost, prepaid, of_line = (_decimal(amount, _PLACES) for amount in (charge.cost, charge.prepaid, part))
+    return HourPart(charge.hour, judged, charge.ptu_minutes / 60, cost, prepaid, share, of_line, units, of_units)
 
 
 def total(day: dt.date, capacity: Iterable[Capacity], reservations: Iterable[Reservation]) -> dict[str, Decimal]:
@@ -120,6 +166,13 @@ def _months_after(start: dt.date, months: int) -> dt.date:
     return dt.date(year, month + 1, min(start.day, calendar.monthrange(year, month + 1)[1]))
 
 
+def _by_hour(day: dt.date, capacity: Iterable[Capacity], reservations: Iterable[Reservation]) -> dict[Capacity | Reservation, dict[int, _Charge]]:
+    charges: dict[Capacity | Reservation, dict[int, _Charge]] = defaultdict(dict)
+    for charge in _charges(day, capacity, reservations):
+        charges[charge.of][charge.hour] = charge
+    return charges
+
+
 def _charges(day: dt.date, capacity: Iterable[Capacity], reservations: Iterable[Reservation]) -> Iterator[_Charge]:
     """The cost of every hour: reservations cover what is deployed in their scope, the rest is at the hourly price, and all in a scope share both."""
     scopes: dict[_Key, tuple[list[Capacity], list[Reservation]]] = {}
@@ -142,7 +195,7 @@ def _hour(day: dt.date, hour: int, rows: list[Capacity], reserved: list[Reservat
         used = round(Fraction(cost * covered, bought))
         prepaid += used
         if covered < bought:
-            yield _Charge(hour, reservation, Fraction(60 * reservation.ptus * (bought - covered), bought), cost - used)
+            yield _Charge(hour, reservation, Fraction(60 * reservation.ptus * (bought - covered), bought), cost - used, cost - used)
     if not deployed:
         return
     listed = {(row.capacity_id,): minutes[row.capacity_id,] * Fraction(row.hourly_price) / 60 for row in rows}
@@ -151,7 +204,7 @@ def _hour(day: dt.date, hour: int, rows: list[Capacity], reserved: list[Reservat
     for row in rows:
         key = (row.capacity_id,)
         if minutes[key]:
-            yield _Charge(hour, row, Fraction(minutes[key]), at_reserved_rate[key] + at_hourly_price[key])
+            yield _Charge(hour, row, Fraction(minutes[key]), at_reserved_rate[key] + at_hourly_price[key], at_reserved_rate[key])
 
 
 def _minutes(row: Capacity, day: dt.date, hour: int) -> int:
@@ -179,26 +232,35 @@ def _by_row(charges: Mapping[Capacity | Reservation, Mapping[int, _Charge]], usa
     return used
 
 
-def _allocated(row: Capacity, hours: Mapping[int, _Charge], used: Mapping[int, Mapping[Payer, Fraction]]) -> Iterator[CapacityLine]:
-    """The lines of one row's day: each hour's cost split by that hour, or every hour's by the busiest one."""
+def _split_hours(
+    row: Capacity, hours: Mapping[int, _Charge], used: Mapping[int, Mapping[Payer, Fraction]]
+) -> Iterator[tuple[int, int, dict[_Key, Fraction], dict[_Key, int]]]:
+    """Each hour, the hour that it is judged by (itself, or with method peak the busiest one), the split of its cost, and the parts."""
     judged = {hour: hour for hour in hours}
     if row.method == "peak":
         judged = dict.fromkeys(hours, max(hours, key=lambda hour: (sum(used[hour].values()), -hour)))
     splits = {hour: _split(row, hours[hour].ptu_minutes, used[hour]) for hour in set(judged.values())}
+    for hour, charge in hours.items():
+        yield hour, judged[hour], splits[judged[hour]], _apportioned(charge.cost, splits[judged[hour]])
+
+
+def _allocated(row: Capacity, hours: Mapping[int, _Charge], used: Mapping[int, Mapping[Payer, Fraction]]) -> Iterator[CapacityLine]:
+    """The lines of one row's day: each hour's cost split by that hour, or every hour's by the busiest one."""
     cost: dict[_Key, int] = defaultdict(int)
     minutes: dict[_Key, Fraction] = defaultdict(Fraction)
-    for hour, charge in hours.items():
-        split = splits[judged[hour]]
-        for key, part in _apportioned(charge.cost, split).items():
+    judges: set[int] = set()
+    for hour, judged, split, parts in _split_hours(row, hours, used):
+        judges.add(judged)
+        for key, part in parts.items():
             cost[key] += part
-            minutes[key] += split[key] * charge.ptu_minutes
+            minutes[key] += split[key] * hours[hour].ptu_minutes
     ptu_hours = _apportioned(_units(sum(minutes.values()) / 60, _QUANTITY_PLACES), minutes)
     for key, amount in cost.items():
         *columns, meter, driver = key
         payer = Payer(*columns)
         quantity = ptu_hours[key]
         if driver == UNITS:
-            quantity = _units(sum(used[hour][payer] for hour in splits), _QUANTITY_PLACES)
+            quantity = _units(sum(used[hour][payer] for hour in judges), _QUANTITY_PLACES)
         elif driver == PERCENT:
             quantity = _units(dict(row.shares)[payer.cost_center], _QUANTITY_PLACES)
         yield _line(payer, row.deployment, meter, ptu_hours[key], amount, row.currency, row.capacity_id, row.method, driver, quantity)
@@ -210,13 +272,17 @@ def _split(row: Capacity, ptu_minutes: Fraction, used: Mapping[Payer, Fraction])
     split: dict[_Key, Fraction] = {}
     for cost_center, percent in row.shares:
         split[*_owner(cost_center, row.gateway), PROVISIONED, PERCENT] = fixed * Fraction(percent) / 100
-    units = sum(used.values())
-    if units:
-        offered = ptu_minutes * Fraction(row.units_per_ptu_minute) if row.units_per_ptu_minute else units
+    if any(used.values()):
+        whole = _whole(row, ptu_minutes, used)
         for payer, drawn in used.items():
-            split[*payer, PROVISIONED, UNITS] = (1 - fixed) * drawn / max(units, offered)
+            split[*payer, PROVISIONED, UNITS] = (1 - fixed) * drawn / whole
     split[*_owner(row.idle_to, row.gateway), IDLE, PTU_HOURS] = 1 - sum(split.values())
     return {key: part for key, part in split.items() if part}
+
+
+def _whole(row: Capacity, ptu_minutes: Fraction, used: Mapping[Payer, Fraction]) -> Fraction:
+    """The units that usage is a part of: all of it, or what the PTUs can do where that is known and more."""
+    return max(sum(used.values(), Fraction()), ptu_minutes * Fraction(row.units_per_ptu_minute or 0))
 
 
 def _unused(reservation: Reservation, hours: Mapping[int, _Charge]) -> Iterator[CapacityLine]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime as dt
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from typing import TypeVar
 
@@ -68,10 +68,7 @@ def hourly_usage(db: duckdb.DuckDBPyConnection, source: str) -> dict[dt.date, li
 def of_day(day: dt.date, reference: Reference, usage: Iterable[Usage]) -> list[FixedCost]:
     """The day's fixed costs in the billed currency. Raises `NoRate`, and `Unconserved` when they do not add up to what the capacity costs."""
     in_force = reference.on(day)
-    rates = {row.currency: _rate(row.currency, in_force) for row in (*in_force.capacity, *in_force.reservations)}
-    to = in_force.billing_currency
-    capacity = [_converted(row, rates[row.currency], to) for row in in_force.capacity]
-    reservations = [_converted(row, rates[row.currency], to) for row in in_force.reservations]
+    capacity, reservations = converted_on(reference, day)
     found = lines(day, capacity, reservations, usage)
     costs: dict[str, Decimal] = {}
     for line in found:
@@ -81,7 +78,14 @@ def of_day(day: dt.date, reference: Reference, usage: Iterable[Usage]) -> list[F
     priced_in = {(False, row.capacity_id): row.currency for row in in_force.capacity}
     priced_in |= {(True, row.reservation_id): row.currency for row in in_force.reservations}
     currencies = [priced_in[line.meter == UNUSED, line.capacity_id] for line in found]
-    return [FixedCost(line, currency, rates[currency]) for line, currency in zip(found, currencies, strict=True)]
+    return [FixedCost(line, currency, _rate(currency, in_force)) for line, currency in zip(found, currencies, strict=True)]
+
+
+def converted_on(reference: Reference, day: dt.date) -> tuple[list[Capacity], list[Reservation]]:
+    """The capacity and the reservations in force on a day, priced in the billed currency. Raises `NoRate`."""
+    in_force, to = reference.on(day), reference.billing_currency
+    capacity = [_converted(row, _rate(row.currency, in_force), to) for row in in_force.capacity]
+    return capacity, [_converted(row, _rate(row.currency, in_force), to) for row in in_force.reservations]
 
 
 def load_lines(db: duckdb.DuckDBPyConnection, reference: Reference, days: Iterable[dt.date]) -> dict[dt.date, str]:
@@ -94,20 +98,26 @@ def load_lines(db: duckdb.DuckDBPyConnection, reference: Reference, days: Iterab
             found += [(day, cost) for cost in of_day(day, reference, usage.get(day, []))]
         except (NoRate, Unconserved) as error:
             held[day] = str(error)
-    departments: dict[str | None, set[str | None]] = {}
-    for owner in reference.cost_centers:
-        departments.setdefault(owner.values["cost_center"], set()).add(owner.values["department"])
-    rows = [_row(day, cost, departments.get(cost.line.payer.cost_center, set())) for day, cost in found]
+    departments = departments_of(reference)
+    rows = [row_of(day, cost, departments) for day, cost in found]
     names = tables.names(tables.DAILY_BILLING)
     texts = pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})  # noqa: F841 - read by name below
     db.execute(f"CREATE TABLE capacity_lines AS SELECT {tables.select_list(tables.DAILY_BILLING)} FROM texts")
     return held
 
 
-def _row(day: dt.date, fixed: FixedCost, departments: set[str | None]) -> dict[str, str | None]:
-    """A line as texts by column. The department of an owner that only its cost centre names is the only one the cost centre has."""
+def departments_of(reference: Reference) -> dict[str | None, str | None]:
+    """The department of every cost centre that has only one."""
+    departments: dict[str | None, set[str | None]] = {}
+    for owner in reference.cost_centers:
+        departments.setdefault(owner.values["cost_center"], set()).add(owner.values["department"])
+    return {cost_center: next(iter(of)) for cost_center, of in departments.items() if len(of) == 1}
+
+
+def row_of(day: dt.date, fixed: FixedCost, departments: Mapping[str | None, str | None]) -> dict[str, str | None]:
+    """A line as texts by column of `daily_billing`. The department of an owner that only its cost centre names is from `departments_of`."""
     line, rate = fixed.line, fixed.exchange_rate
-    department = line.payer.department or (next(iter(departments)) if len(departments) == 1 else None)
+    department = line.payer.department or departments.get(line.payer.cost_center)
     cost = str(line.cost)
     return line.payer._asdict() | {
         "department": department,

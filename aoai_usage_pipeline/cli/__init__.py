@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from aoai_usage_pipeline.cli import bill, close, prices, simulate, statement, verify, what_if
+from aoai_usage_pipeline.cli import bill, close, explain, prices, simulate, statement, verify, what_if
 from aoai_usage_pipeline.settings import Settings, SettingsError
 
 
@@ -31,6 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="aoai-usage", description="Exact bills for Azure OpenAI from Event Hubs Capture files.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (bill, simulate, prices, what_if, verify, close, statement):
+    for command in (bill, simulate, prices, explain, what_if, verify, close, statement):
         command.add_parser(commands)
     return parser

@@ -77,9 +77,14 @@ def progress_bar(console: "Console", title: str) -> Iterator[Any]:
 
 def money(cost: Decimal) -> str:
     """All the digits there are: rounding is the statement's business."""
-    text = f"{cost.normalize(EXACT):,f}"
-    whole, _, fraction = text.partition(".")
+    whole, _, fraction = digits(cost).partition(".")
     return f"{whole}.{fraction.ljust(2, '0')}"
+
+
+def digits(number: Decimal) -> str:
+    """All the digits there are, without zeros at the end of a fraction."""
+    text = f"{number:,f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def plain(text: str) -> str:

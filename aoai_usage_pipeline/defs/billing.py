@@ -2,7 +2,8 @@
 
 import datetime as dt
 from collections.abc import Iterator
-from typing import Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
@@ -20,11 +21,17 @@ from aoai_usage_pipeline.defs.common import (
     report,
     schema_metadata,
     span,
+    table_of,
     told,
 )
 from aoai_usage_pipeline.pipeline import Pipeline
 
+if TYPE_CHECKING:
+    from aoai_usage_pipeline.billing.explain import Summary
+
 TRAILING_DAYS = 7
+_LINES_SHOWN = 20
+_LINE_COLUMNS = ("cost_center", "deployment", "model", "meter", "quantity", "unit_price", "unit_tokens", "cost", "currency")
 _BILLED = "tokens_billed_equal_enriched"
 
 
@@ -55,8 +62,12 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         made = pipeline.daily_tables()
         held = span([day.usage_date for day in days if day.outcome == "held"]) or "none"
         for table in (made.usage, made.billing):
+            summaries = pipeline.bills().summaries([day.usage_date for day in days], _LINES_SHOWN) if table is made.billing else {}
             for day in days:
-                context.add_asset_metadata(day_metadata(table, day), asset_key=table.table, partition_key=str(day.usage_date))
+                metadata = day_metadata(table, day)
+                if day.usage_date in summaries:
+                    metadata |= _summary(day.usage_date, summaries[day.usage_date])
+                context.add_asset_metadata(metadata, asset_key=table.table, partition_key=str(day.usage_date))
             yield dg.MaterializeResult(asset_key=table.table, metadata={"held": held, "days": len(days)})
 
     @dg.multi_asset_check(
@@ -80,6 +91,23 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         yield from report(context, [result], [_BILLED])
 
     return daily_tables, checks
+
+
+def _summary(day: dt.date, summary: "Summary") -> dict[str, Any]:
+    """What a person wants to see of a day's bill: its cost, its biggest lines and how to have one explained."""
+    without = [f"lines without a cost: {summary.without_cost:,}"] if summary.without_cost else []
+    rows = [{"line_id": line["line_id"]} | {name: _shown(line[name]) for name in _LINE_COLUMNS} for line in summary.lines]
+    explain = f"`aoai-usage explain <line_id> --date {day}`\n\nThe biggest line: `aoai-usage explain {rows[0]['line_id']} --date {day}`"
+    return {
+        "total cost": ", ".join([*(f"{_shown(cost)} {currency}" for currency, cost in summary.cost.items()), *without]),
+        "biggest lines": table_of(rows),
+        "explain a line": dg.MetadataValue.md(explain),
+    }
+
+
+def _shown(value: Any) -> str:
+    text = "-" if value is None else f"{value:,f}" if isinstance(value, Decimal) else str(value)
+    return text.rstrip("0").rstrip(".") if isinstance(value, Decimal) and "." in text else text
 
 
 def build_jobs() -> tuple[Any, ...]:

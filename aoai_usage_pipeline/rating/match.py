@@ -74,17 +74,19 @@ LONG_CONTEXT_TOKENS = 272_000
 PRICE_KEY = ("usage_date", *PRICE_BOOK.matches, "image_kind")
 """What decides the price of a meter."""
 
+_FITS = """(r.effective_from IS NULL OR r.effective_from <= k.usage_date) AND (r.effective_to IS NULL OR k.usage_date < r.effective_to)
+{conditions}"""
+_BEST = f"""
+CREATE OR REPLACE TABLE {{target}} AS
+SELECT k.*, arg_max(struct_pack({{gives}}), {{exact}}) FILTER (r.exact IS NOT NULL) AS best
+FROM (SELECT DISTINCT {{keys}} FROM {{source}}) AS k LEFT JOIN {{rows}} AS r
+ON {_FITS}
+GROUP BY ALL
+"""
 _OF_METER = "split_part(r.meter, '/', 1) = k.meter AND starts_with(concat_ws('/', k.meter, k.image_kind, ''), r.meter || '/')"
 """SQL: that a row `r` is for the meter of a key `k`, and one for images for any or their own size, and any or their own quality."""
 
-_BEST = """
-CREATE OR REPLACE TABLE {target} AS
-SELECT k.*, arg_max(struct_pack({gives}), {exact}) FILTER (r.exact IS NOT NULL) AS best
-FROM (SELECT DISTINCT {keys} FROM {source}) AS k LEFT JOIN {rows} AS r
-ON (r.effective_from IS NULL OR r.effective_from <= k.usage_date) AND (r.effective_to IS NULL OR k.usage_date < r.effective_to)
-{conditions}
-GROUP BY ALL
-"""
+_MOST_EXACT_OF_METER = "r.exact + 100 * length(r.meter)"
 
 
 def load_reference(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
@@ -104,6 +106,7 @@ def load_reference(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
 
 def _load(db: duckdb.DuckDBPyConnection, table: str, spec: _Spec, rows: Sequence[Row]) -> None:
     columns = {name: pa.array([row.values[name] for row in rows], pa.string()) for name in spec.columns[:-2]}
+    columns["line"] = pa.array([row.line for row in rows], pa.int64())
     columns["exact"] = pa.array([sum(row.values[name] is not None for name in spec.matches) for row in rows], pa.int32())
     for name in ("effective_from", "effective_to"):
         columns[name] = pa.array([getattr(row, name) for row in rows], pa.date32())
@@ -114,16 +117,32 @@ def _load(db: duckdb.DuckDBPyConnection, table: str, spec: _Spec, rows: Sequence
 def _best(
     target: str, source: str, rows: str, keys: Iterable[str], matches: Iterable[str], gives: Iterable[str], extra: str = "", exact: str = "r.exact"
 ) -> str:
-    conditions = "\n".join(f"AND (r.{name} IS NULL OR r.{name} = k.{name})" for name in matches) + extra
     return _BEST.format(
         target=target,
         source=source,
         rows=rows,
         keys=", ".join(keys),
         gives=", ".join(f"{g} := r.{g}" for g in gives),
-        conditions=conditions,
+        conditions=_conditions(matches) + extra,
         exact=exact,
     )
+
+
+def _conditions(matches: Iterable[str]) -> str:
+    return "\n".join(f"AND (r.{name} IS NULL OR r.{name} = k.{name})" for name in matches)
+
+
+def fitting(db: duckdb.DuckDBPyConnection, spec: _Spec, source: str) -> list[int]:
+    """The lines in its file of all rows that fit the one row of `source`, the most exact one, which applies, first.
+
+    `source` has the columns that the file matches, `usage_date`, and for prices `meter` and `image_kind`.
+    """
+    conditions, exact = _conditions(spec.matches), "r.exact"
+    if spec is PRICE_BOOK:
+        conditions, exact = f"{conditions}\nAND {_OF_METER}", _MOST_EXACT_OF_METER
+    on = _FITS.format(conditions=conditions)
+    select = f"SELECT r.line FROM {source} AS k JOIN {spec.name.removesuffix('.csv')} AS r ON {on} ORDER BY {exact} DESC, r.line"
+    return [line for (line,) in db.execute(select).fetchall()]
 
 
 def match_deployments(source: str) -> str:
@@ -164,8 +183,8 @@ def match_prices(db: duckdb.DuckDBPyConnection, source: str, reference: Referenc
     rows = " UNION ALL ".join(f"SELECT '{meter}' AS meter" for meter in meters)
     keyed = f"(SELECT s.*, m.meter FROM {source} AS s CROSS JOIN ({rows}) AS m)"
     gives = ("price_id", "unit_price", "unit_tokens", "currency")
-    exact = "r.exact + 100 * length(r.meter)"
-    db.execute(_best("price_of", keyed, "price_book", (*PRICE_KEY, "meter"), PRICE_BOOK.matches, gives, f"\nAND {_OF_METER}", exact))
+    keys = (*PRICE_KEY, "meter")
+    db.execute(_best("price_of", keyed, "price_book", keys, PRICE_BOOK.matches, gives, f"\nAND {_OF_METER}", _MOST_EXACT_OF_METER))
     same = " AND ".join(f"i.{name} IS NOT DISTINCT FROM p.{name}" for name in PRICE_KEY)
     db.execute(
         f"""CREATE OR REPLACE TABLE listed AS

@@ -40,9 +40,19 @@ class Prices:
 
 
 def overlaid(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractional: bool) -> Prices:
-    """The prices that follow from a list price. Each is computed exactly and rounded half-even to 9 places once.
+    """The prices that follow from a list price. Each is computed exactly and rounded half-even to 9 places once. Raises `PriceOverflow`."""
+    exact = unrounded(unit_price, unit_tokens, overlay, fractional=fractional)
+    prices, unit = (exact.list_unit_price, exact.contracted_unit_price, exact.unit_price), exact.unit_tokens
+    rounded = [price.quantize(Decimal(1).scaleb(-PLACES), context=_ROUNDED) for price in prices]
+    if max(rounded) >= _LIMITS[unit]:
+        raise PriceOverflow(f"{max(rounded)} per {unit:,} is too large: a price must be below {_LIMITS[unit]:,f}")
+    return Prices(*rounded, unit)
 
-    A `fractional` meter counts parts of one, so its price stays a price for one. Raises `PriceOverflow`.
+
+def unrounded(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractional: bool) -> Prices:
+    """The prices that follow from a list price, with all their digits.
+
+    A `fractional` meter counts parts of one, so its price stays a price for one.
     """
     unit = 1 if fractional else OVERLAID_UNIT
     listed = _per(unit_price, unit_tokens, unit)
@@ -53,10 +63,7 @@ def overlaid(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fractio
         contracted = _percent(listed, 100 - overlay.discount)
     billed = contracted if overlay.markup is None else _percent(contracted, 100 + overlay.markup)
     rate = Decimal(1) if overlay.exchange_rate is None else overlay.exchange_rate
-    rounded = [_EXACT.multiply(price, rate).quantize(Decimal(1).scaleb(-PLACES), context=_ROUNDED) for price in (listed, contracted, billed)]
-    if max(rounded) >= _LIMITS[unit]:
-        raise PriceOverflow(f"{max(rounded)} per {unit:,} is too large: a price must be below {_LIMITS[unit]:,f}")
-    return Prices(*rounded, unit)
+    return Prices(*(_EXACT.multiply(price, rate) for price in (listed, contracted, billed)), unit)
 
 
 def _percent(price: Decimal, percent: Decimal) -> Decimal:
