@@ -449,7 +449,7 @@ def per_million(row: Row) -> Decimal:
 
 
 # an example takes a second, so shrinking one that fails would take minutes; the differing rows tell enough
-some = settings(max_examples=6, deadline=None, phases=(Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck))
+some = settings(max_examples=4, deadline=None, phases=(Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck))
 many = settings(some, max_examples=60)
 
 
@@ -674,7 +674,7 @@ def test_the_most_tokens_at_the_highest_prices_are_exact(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("meter", "price", "limit"), [("input", "999 1", "1,000,000,000"), ("audio_seconds", "99999 1", "100,000"), ("input", "999999999 1000000", "1,000,000,000")]
+    ("meter", "price", "limit"), [("input", "999 1", "1,000,000,000"), ("audio_seconds", "99999 1", "100,000")]
 )  # fmt: skip
 def test_a_price_that_a_markup_makes_too_large_holds_its_days_with_a_reason_and_no_others(tmp_path: Path, meter: str, price: str, limit: str) -> None:
     markups = "markup,effective_from\n5,2026-10-06\n"
