@@ -577,6 +577,7 @@ def test_each_documented_trap_by_hand(tmp_path: Path) -> None:
         v2("images in tokens", {"input_tokens": 10, "output_tokens": 1000, "total_tokens": 1010}, imageCount=3, imageSize="1024x1024"),
         v2("tools", chat(0, 0), toolCalls={"web_search_call": 2, "code_interpreter_session": 1, "function_call": 9}),
         v2("speech", inputCharacters=1000),
+        v2("speech in tokens", {"input_tokens": 10, "output_tokens": 1000, "total_tokens": 1010}, inputCharacters=1000),
         v2("whisper", {"type": "duration", "seconds": 12.345678}),
         v2("whisper backwards", {"type": "duration", "seconds": -1}),
         v2("nothing", chat(0, 0)),
@@ -598,6 +599,7 @@ def test_each_documented_trap_by_hand(tmp_path: Path) -> None:
         "images in tokens": (Decimal("0.010025"), "priced"),
         "tools": (Decimal("0.058"), "priced"),
         "speech": (Decimal("0.015"), "priced"),
+        "speech in tokens": (Decimal("0.010025"), "priced"),
         "whisper": (Decimal("0.0012345678"), "priced"),
         "nothing": (Decimal(0), "priced"),
         "nobody knows": (None, "no_usage"),
@@ -660,6 +662,14 @@ def test_a_contract_for_images_applies_to_their_size_and_quality_and_the_one_tha
 
 
 MOST = 10**12
+
+
+def test_a_contract_for_one_price_goes_before_any_pattern(tmp_path: Path) -> None:
+    contract = "price_id,model,deployment_sku,meter,discount\nin,,,,50\n,*,GlobalStandard,input,10\n,gpt-4o,GlobalStandard,input,20\n"
+    deployments = f"{DEPLOYMENTS.splitlines()[0]}\n,,,,,,gpt-4o,2024-11-20,GlobalStandard,eastus,,\n"
+    pipeline = at_prices(tmp_path, book("in input 2 1000000", "out output 10 1000000"), deployments, files={"contract_prices": contract})
+    bill(pipeline, v2("a", chat(1_000_000, 0)))
+    assert costs(pipeline) == {"a": (Decimal(1), "priced")}
 
 
 def test_the_most_tokens_at_the_highest_prices_are_exact(tmp_path: Path) -> None:

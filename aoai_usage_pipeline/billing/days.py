@@ -240,7 +240,7 @@ class Enrichment(_Stage):
                 combination=", ".join(_COMBINATION),
             )
         )
-        meters = _meters_in_use(db, "events", match.METER_DETAILS)
+        meters = _meters_in_use(db, "events")
         parts = _meter_sql(meters)
         described = engine.sql_file("billing", "described_usage.sql")
         db.execute(described.format(match_deployments=match.match_deployments("combination"), match_owners=match.match_owners("combination")))
@@ -336,11 +336,12 @@ class DailyTables(_Stage):
         reference, self._closed = self._load_reference(), self._periods.closed()
         match.load_reference(db, reference)
         own = ", ".join(tables.DIMENSIONS)
-        db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own))
-        images = {"image": "images_without_tokens"}
-        used = _meters_in_use(db, "daily_groups", match.METER_DETAILS | images)
+        no_tokens = "coalesce(prompt_tokens, completion_tokens) IS NULL"
+        instead = ", ".join(f"coalesce(sum({count}) FILTER ({no_tokens}), 0) AS {count}" for count in match.INSTEAD_OF_TOKENS.values())
+        db.execute(engine.sql_file("billing", "daily_groups.sql").format(dimensions=own, instead_of_tokens=instead))
+        used = _meters_in_use(db, "daily_groups")
         match.match_prices(db, "daily_groups", reference, used)
-        quantities = {meter: sql for meter, sql in (match.METER_QUANTITIES | images).items() if meter in used}
+        quantities = {meter: sql for meter, sql in (match.METER_QUANTITIES | match.INSTEAD_OF_TOKENS).items() if meter in used}
         meters = ", ".join(f"{{'meter': '{meter}', 'quantity': CAST({quantity} AS DECIMAL(24,6))}}" for meter, quantity in quantities.items())
         usage = engine.sql_file("billing", "daily_usage.sql").format(dimensions=own)
         costs = {f"{level}cost": match.cost_by_meter("m.meter", "sum(m.quantity)", f"r.{level}token_price") for level in ("", "list_", "contracted_")}
@@ -421,11 +422,9 @@ def _name_values(db: duckdb.DuckDBPyConnection) -> None:
             db.execute(f"ALTER TABLE rates ALTER {column} TYPE {column}_values")
 
 
-def _meters_in_use(db: duckdb.DuckDBPyConnection, table: str, details: dict[str, str]) -> list[str]:
-    """The meters that any row of the table may use: most gateways see neither audio nor images, and every meter costs time for every request.
-
-    `details` has the column without which a meter has no quantity.
-    """
+def _meters_in_use(db: duckdb.DuckDBPyConnection, table: str) -> list[str]:
+    """The meters that any row of the table may use: most gateways see neither audio nor images, and every meter costs time for every request."""
+    details = match.METER_DETAILS
     seen = ", ".join(f"coalesce(bool_or({column} > 0), false)" for column in details.values())
     [flags] = db.execute(f"SELECT {seen} FROM {table}").fetchall()
     unused = {meter for meter, used in zip(details, flags, strict=True) if not used}

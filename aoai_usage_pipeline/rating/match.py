@@ -37,11 +37,12 @@ TOKEN_METERS = {
 }
 """How many tokens of a request each meter counts. These meters are disjoint and add up to prompt + completion tokens."""
 
+INSTEAD_OF_TOKENS = {"image": "images", "audio_seconds": "audio_seconds", "characters": "characters"}
+"""Meters of calls that report no tokens, with what they count: where tokens are reported, they are what is billed."""
+
 OTHER_METERS = {
-    # images whose answer counts tokens are billed by those
-    "image": "CASE WHEN coalesce(prompt_tokens, completion_tokens) IS NULL THEN images END",
-    "audio_seconds": "audio_seconds",
-    "characters": "characters",
+    meter: f"CASE WHEN coalesce(prompt_tokens, completion_tokens) IS NULL THEN {count} END" for meter, count in INSTEAD_OF_TOKENS.items()
+} | {
     "web_search_calls": "web_search_calls",
     "file_search_calls": "file_search_calls",
     "code_interpreter_sessions": "code_interpreter_sessions",
@@ -89,6 +90,11 @@ _OF_METER = "split_part(r.meter, '/', 1) = k.meter AND starts_with(concat_ws('/'
 _MOST_EXACT_OF_METER = "r.exact + 100 * length(r.meter)"
 
 
+_OF_ANY_METER = f"(r.meter IS NULL OR ({_OF_METER}))"
+_MOST_EXACT_OVERLAY = "CASE WHEN r.price_id IS NULL THEN 0 ELSE 10000 END + 100 * r.exact + coalesce(length(r.meter), 0)"
+"""SQL: how exact a row of a contract or markup is: one for a price before any pattern, and of equal ones that which says more of the image."""
+
+
 def load_reference(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
     """Put the reference rows into tables of a connection, each named as its file."""
     for spec, rows in (
@@ -132,6 +138,10 @@ def _conditions(matches: Iterable[str]) -> str:
     return "\n".join(f"AND (r.{name} IS NULL OR r.{name} = k.{name})" for name in matches)
 
 
+def _but_meter(spec: _Spec) -> list[str]:
+    return [name for name in spec.matches if name != "meter"]
+
+
 def fitting(db: duckdb.DuckDBPyConnection, spec: _Spec, source: str) -> list[int]:
     """The lines in its file of all rows that fit the one row of `source`, the most exact one, which applies, first.
 
@@ -140,6 +150,8 @@ def fitting(db: duckdb.DuckDBPyConnection, spec: _Spec, source: str) -> list[int
     conditions, exact = _conditions(spec.matches), "r.exact"
     if spec is PRICE_BOOK:
         conditions, exact = f"{conditions}\nAND {_OF_METER}", _MOST_EXACT_OF_METER
+    elif spec in (CONTRACT_PRICES, MARKUPS):
+        conditions, exact = f"{_conditions(_but_meter(spec))}\nAND {_OF_ANY_METER}", _MOST_EXACT_OVERLAY
     on = _FITS.format(conditions=conditions)
     select = f"SELECT r.line FROM {source} AS k JOIN {spec.name.removesuffix('.csv')} AS r ON {on} ORDER BY {exact} DESC, r.line"
     return [line for (line,) in db.execute(select).fetchall()]
@@ -215,9 +227,7 @@ def _overlay(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
         return
     for target, spec in (("contract_of", CONTRACT_PRICES), ("markup_of", MARKUPS)):
         rows, keys = spec.name.removesuffix(".csv"), ("number", "usage_date", *spec.matches, "image_kind")
-        matches = [name for name in spec.matches if name != "meter"]
-        of_meter, exact = f"\nAND (r.meter IS NULL OR ({_OF_METER}))", "100 * r.exact + coalesce(length(r.meter), 0)"
-        db.execute(_best(target, "resolved", rows, keys, matches, spec.gives, of_meter, exact))
+        db.execute(_best(target, "resolved", rows, keys, _but_meter(spec), spec.gives, f"\nAND {_OF_ANY_METER}", _MOST_EXACT_OVERLAY))
     billed = literal(reference.billing_currency) if reference.billing_currency else "currency"
     source = f"(SELECT number, usage_date, currency AS from_currency, {billed} AS to_currency FROM resolved)"
     exchanged = ("number", "usage_date", *EXCHANGE_RATES.matches)

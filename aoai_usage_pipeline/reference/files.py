@@ -396,12 +396,13 @@ def _conflicts(spec: _Spec, rows: list[Row]) -> Iterator[str]:
             first = seen.setdefault(row.values[spec.unique], row.line)
             if first != row.line:
                 yield f"line {row.line}, column {spec.unique}: {row.values[spec.unique]!r} is also in line {first}"
-    groups: dict[tuple[object, int], dict[tuple[str, ...], list[Row]]] = {}
+    groups: dict[tuple[object, bool, int], dict[tuple[str, ...], list[Row]]] = {}
     for row in rows if spec.matches else ():
         exact = tuple(name for name in spec.matches if row.values[name] is not None)
         # a price book says which meter a row prices, other files which meters a row matches
         meter = None if "meter" in spec.matches else row.values.get("meter")
-        groups.setdefault((meter, len(exact)), {}).setdefault(exact, []).append(row)
+        # a row for one price is more exact than any pattern
+        groups.setdefault((meter, "price_id" in exact, len(exact)), {}).setdefault(exact, []).append(row)
     ties: dict[int, int] = {}
     for patterns in groups.values():
         for first, second in itertools.combinations_with_replacement(patterns, 2):
