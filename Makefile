@@ -17,7 +17,7 @@ dev: .venv/ready $(DAGSTER_HOME)/dagster.yaml
 test: .venv/ready-for-tests .azurite/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest -m "slow or not slow"
+	$(BIN)/pytest -n 2 -m "slow or not slow"
 
 bench: .venv/ready-for-tests
 	$(BIN)/python benchmarks/capture_to_daily.py

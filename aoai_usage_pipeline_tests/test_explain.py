@@ -507,6 +507,7 @@ def small_bill(root: Path, requests: list[bytes], book: str, overlays: tuple[str
 
 
 # an example takes three seconds; shrinking one that fails would take minutes
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, phases=(Phase.reuse, Phase.generate), suppress_health_check=list(HealthCheck))
 @given(REQUESTS, PRICES, UNITS, OVERLAYS, st.randoms(use_true_random=False))
 def test_the_parts_of_every_line_are_the_line_and_ids_do_not_depend_on_how_it_was_made(

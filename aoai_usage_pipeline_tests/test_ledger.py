@@ -426,6 +426,7 @@ def test_published_tables_equal_an_independent_computation(sent: list[Sent], pri
         assert conserved(pipeline)
 
 
+@pytest.mark.slow
 @some
 @given(traffic(), price_books(), st.randoms(use_true_random=False))
 def test_other_files_in_another_order_give_the_same_bill(sent: list[Sent], price_book: str, rng: random.Random) -> None:

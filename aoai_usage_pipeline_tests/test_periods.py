@@ -191,6 +191,7 @@ EVENTS = st.lists(
 STEPS = st.lists(st.one_of(EVENTS, st.sampled_from(["2.50", "3.00", "0.000000001"]), st.just("close")), min_size=2, max_size=6)
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
 def test_closed_lines_and_corrections_are_always_what_is_billed_without_closing(tmp_path_factory, steps):

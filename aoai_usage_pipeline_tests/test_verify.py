@@ -235,6 +235,7 @@ def billed(root: Path, sent: list[tuple[str, int]], hours: dict[int, list[int]])
     return pipeline
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=5, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 def test_the_digest_is_that_of_the_events_however_they_are_captured(data: st.DataObject) -> None:

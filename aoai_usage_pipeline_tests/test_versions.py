@@ -156,6 +156,7 @@ def put_events(root: Path, sent: list[Event], until: dt.datetime) -> None:
 ELSEWHERE = [("r0", DAY, DAY + 30 * HOUR, 10), ("r0", DAY + ONE_DAY, DAY + ONE_DAY, 10)]
 
 
+@pytest.mark.slow
 @given(events(), st.integers(0, 7 * 24), st.integers(0, 2), st.booleans())
 @example(ELSEWHERE, 48, 0, True)
 @example(ELSEWHERE, 48, 0, False)
