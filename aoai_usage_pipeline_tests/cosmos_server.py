@@ -9,6 +9,7 @@ it refuses too; what it does not know it refuses as well. It was written from wh
 
 import argparse
 import base64
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -33,7 +34,7 @@ from azure.cosmos.partition_key import PartitionKey
 
 # the key that every emulator has, published in Microsoft's documentation
 KEY = "C2y6yDjf5/R+ob0N8A7Cgv30VRDJIWEHLM+4QDU5DE2nQ9nDuVTqobD4b8mGGyPMbIZnqyMsEcaGQy67XIw/Jw=="
-MAX_OPERATIONS, MAX_BYTES, MAX_PAGE_BYTES = 100, 2 * 1024 * 1024, 4 * 1024 * 1024
+MAX_OPERATIONS, MAX_BYTES, MAX_PAGE_BYTES, MAX_CURSORS = 100, 2 * 1024 * 1024, 4 * 1024 * 1024, 100
 BOUNDARIES = ["", "0AAAAAAA", "15555555", "20000000", "2AAAAAAA", "35555555", "FF"]
 _CONDITION = re.compile(r"c\.(\w+)\s*(=|<=|>=|<|>)\s*(@\w+)")
 _QUERY = re.compile(r"SELECT\s+(\*|VALUE\s+COUNT\(1\)|c\.\w+(?:\s*,\s*c\.\w+)*)\s+FROM\s+c(?:\s+WHERE\s+(.+))?", re.I | re.S)
@@ -95,7 +96,7 @@ class CosmosServer:
         self.clock: Callable[[], float] = time.time
         self.requests, self.written = 0, 0
         self.databases: dict[str, dict[str, Container]] = {}
-        self._cursors: dict[str, list[str]] = {}
+        self._cursors: collections.OrderedDict[str, tuple[list[Any], int]] = collections.OrderedDict()
         self._lock, self._etags = threading.RLock(), itertools.count(1)
         handler = type("Handler", (_Handler,), {"server_": self})
         self._http = _HTTPServer(("127.0.0.1", port), handler)
@@ -289,26 +290,30 @@ class CosmosServer:
         if token:
             if token not in self._cursors:
                 raise Refused(400, "The continuation token is not valid.")
-            rest = self._cursors.pop(token)
+            rows, at = self._cursors[token]
         else:
-            rest = self._rows(container, text, data.get("parameters", []), self._partition(container, headers) if whole else None)
+            at = 0
+            rows = self._rows(container, text, data.get("parameters", []), self._partition(container, headers) if whole else None)
         limit = int(headers.get("x-ms-max-item-count") or 100)
         page, size = [], 0
-        while rest and len(page) < (limit if limit > 0 else 1000) and size < MAX_PAGE_BYTES:
-            row = rest.pop()
+        while at < len(rows) and len(page) < (limit if limit > 0 else 1000) and size < MAX_PAGE_BYTES:
+            row = rows[at]
+            at += 1
             if row is None:  # a page never reaches into the next physical partition
                 break
             page.append(row)
             size += len(row)
         answer = {"x-ms-request-charge": f"{2.8 + 0.05 * len(page):.2f}", "x-ms-item-count": str(len(page))}
-        if rest:
+        if at < len(rows):
             token = base64.b64encode(uuid.uuid4().bytes).decode()
-            self._cursors[token] = rest
+            self._cursors[token] = rows, at
+            if len(self._cursors) > MAX_CURSORS:
+                self._cursors.popitem(last=False)
             answer["x-ms-continuation"] = token
         return 200, answer, f'{{"_rid":"r","Documents":[{",".join(page)}],"_count":{len(page)}}}'.encode()
 
     def _rows(self, container: Container, text: str, parameters: list[dict[str, Any]], key: tuple[Any, ...] | None) -> list[Any]:
-        """The rows last first, with None between the physical partitions."""
+        """The rows, with None between the physical partitions."""
         query = _QUERY.fullmatch(text)
         conditions = [_CONDITION.fullmatch(part.strip()) for part in re.split(r"\s+AND\s+", query[2], flags=re.I)] if query and query[2] else []
         if not query or None in conditions:
@@ -335,7 +340,7 @@ class CosmosServer:
         rows: list[Any] = []
         for of_range in by_range.values():
             rows += [*of_range, None]
-        return rows[-2::-1] if key is None else [row for row in rows[::-1] if row is not None]
+        return rows[:-1] if key is None else [row for row in rows if row is not None]
 
 
 class _HTTPServer(http.server.ThreadingHTTPServer):

@@ -4,10 +4,12 @@ A day is read from the container first and from the lake after that, and every w
 what a newer one wrote: it is refused, or sees afterwards that the lake has changed, and looks again.
 """
 
+import base64
 import contextlib
 import dataclasses
 import datetime as dt
 import itertools
+import logging
 import random
 import threading
 import time
@@ -21,7 +23,7 @@ import duckdb
 import pyarrow as pa
 from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestError, ServiceResponseError
 from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey, ThroughputProperties
-from azure.cosmos.exceptions import CosmosBatchOperationError, CosmosResourceNotFoundError
+from azure.cosmos.exceptions import CosmosBatchOperationError, CosmosResourceExistsError, CosmosResourceNotFoundError
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.billing import digest
@@ -35,12 +37,16 @@ PATIENCE = dt.timedelta(minutes=3)
 
 _BATCH = 100  # operations; Cosmos DB takes no more in a transaction
 _PAGE = 1000
-_REQUESTS = 16
-_ATTEMPTS = 5
+_REQUESTS = 8  # the SDK keeps no more than ten connections
+_LOOKS = 5
 _AUTOSCALE = 1000
 _PASSING = {408, 410, 429, 449, 500, 502, 503, 504}
 _OVERTAKEN = {404, 409, 412}
 _TOO_LARGE = 413
+
+# at INFO the SDK writes every request with its headers
+_QUIET = logging.getLogger(f"{__name__}.http")
+_QUIET.setLevel(logging.WARNING)
 
 _T = TypeVar("_T")
 Row = dict[str, object]
@@ -86,7 +92,8 @@ class Cosmos:
         self._endpoint, self._name, self._patience = endpoint, database, patience.total_seconds()
         self._lanes = _Lanes()
         credential = _credential(endpoint, key)
-        self._client = self._patiently("the account", lambda: CosmosClient(endpoint, credential, raw_response_hook=self._lanes.saw))
+        options: dict[str, Any] = {"raw_response_hook": self._lanes.saw, "logger": _QUIET}
+        self._client = self._patiently("the account", lambda: CosmosClient(endpoint, credential, **options))
         self._containers: dict[str, ContainerProxy] = {}
 
     def close(self) -> None:
@@ -96,9 +103,9 @@ class Cosmos:
     def publish(self, container: Container, lake: ObjectStore, day: dt.date) -> Published:
         """Make a usage date of the container equal to the lake. Raises `CosmosError`; then the next run goes on from what was written."""
         days, throttled, charge = Days(lake, container.table), self._lanes.throttled, self._lanes.charge
-        total = Published()
-        for _ in range(_ATTEMPTS):
-            existing = self._patiently(container.name, lambda: _existing(container, self._documents(container, day)))
+        total, give_up = Published(), time.monotonic() + self._patience
+        for attempt in itertools.count(1):
+            existing = _existing(container, self._documents(container, day))
             etag, tally = days.footer(day)[1], _Tally()
             with contextlib.suppress(_Overtaken), lines(container, lake, day) as documents:
                 self._send_all(container, _batches(documents, existing, tally), tally)
@@ -106,11 +113,13 @@ class Cosmos:
             total += Published(tally.written, 0, tally.deleted)
             if tally.complete:
                 return total + Published(0, tally.unchanged, 0, self._lanes.throttled - throttled, self._lanes.charge - charge)
+            if attempt >= _LOOKS and time.monotonic() > give_up:
+                break
         raise CosmosError(f"container {container.name}: other runs kept changing {day} while it was published")
 
     def unequal(self, container: Container, lake: ObjectStore, day: dt.date) -> list[Row]:
         """Where the documents of a usage date differ from the lake in their number, tokens, amounts or numeric twins; empty where they do not."""
-        documents = self._patiently(container.name, lambda: _compared(container, self._documents(container, day)))
+        documents = _compared(container, self._documents(container, day))
         columns = {c.name: c.type for c in container.columns}
         names = (*container.partition_key, "currency", *container.amounts, *container.counted)
         typed = ", ".join(f'TRY_CAST("{tables.camel(name)}" AS {columns[name]}) AS "{name}"' for name in dict.fromkeys(names))
@@ -136,26 +145,34 @@ class Cosmos:
             if is_azure(self._endpoint):
                 proxy = self._client.get_database_client(self._name).get_container_client(container.name)
             else:
-                proxy = self._client.create_database_if_not_exists(self._name).create_container_if_not_exists(
-                    container.name,
-                    PartitionKey([f"/{tables.camel(name)}" for name in container.partition_key]),
-                    indexing_policy=container.policy,
-                    default_ttl=container.ttl,
-                    offer_throughput=ThroughputProperties(auto_scale_max_throughput=_AUTOSCALE),
-                )
+                proxy = self._patiently(container.name, lambda: self._created(container))
             self._containers[container.name] = proxy
         return self._containers[container.name]
 
+    def _created(self, container: Container) -> ContainerProxy:
+        """The container, created together with the database where they are missing."""
+        try:
+            return self._client.create_database_if_not_exists(self._name).create_container_if_not_exists(
+                container.name,
+                PartitionKey([f"/{tables.camel(name)}" for name in container.partition_key]),
+                indexing_policy=container.policy,
+                default_ttl=container.ttl,
+                offer_throughput=ThroughputProperties(auto_scale_max_throughput=_AUTOSCALE),
+            )
+        except CosmosResourceExistsError:
+            return self._created(container)  # another run was faster between our look and our creation
+
     def _documents(self, container: Container, day: dt.date) -> Iterator[Document]:
         # across partitions, so that it finds the documents of cost centres and periods that have no lines any more
-        return iter(
-            self._container(container).query_items(
-                "SELECT * FROM c WHERE c.usageDate = @day",
-                parameters=[{"name": "@day", "value": str(day)}],
-                enable_cross_partition_query=True,
-                max_item_count=_PAGE,
-            )
+        query = self._container(container).query_items(
+            "SELECT * FROM c WHERE c.usageDate = @day",
+            parameters=[{"name": "@day", "value": str(day)}],
+            enable_cross_partition_query=True,
+            max_item_count=_PAGE,
         )
+        pages = query.by_page()
+        while (page := self._patiently(container.name, lambda: next(pages, None))) is not None:
+            yield from page
 
     def _send_all(self, container: Container, batches: "Iterator[tuple[Key, list[_Operation]]]", tally: "_Tally") -> None:
         lock, stop = threading.Lock(), threading.Event()
@@ -236,6 +253,10 @@ def _credential(endpoint: str, key: str | None) -> Any:
         return DefaultAzureCredential()
     if not key:
         raise CosmosError(f"{endpoint} is not an Azure endpoint: set AOAI_COSMOS_KEY to the emulator's key")
+    try:
+        base64.b64decode(key, validate=True)
+    except ValueError:
+        raise CosmosError("AOAI_COSMOS_KEY is not the key of an emulator: it is not base64") from None
     return key
 
 
