@@ -347,8 +347,8 @@ class Pipeline:
 
         done: dict[dt.date, Published] = {}
         if self.cosmos and not self.cosmos_off(table):
-            for day in days:
-                done[day] = self.cosmos.publish(CONTAINERS[table], self.lake, day)
+            for day, published in self.cosmos.publish(CONTAINERS[table], self.lake, days):
+                done[day] = published
                 (progress or self.progress)(len(done), len(days), f"Cosmos DB container {CONTAINERS[table].name}, {day}")
         return done
 
@@ -358,7 +358,7 @@ class Pipeline:
 
         if not self.cosmos or self.cosmos_off(table):
             return []
-        return [row for day in days for row in self.cosmos.unequal(CONTAINERS[table], self.lake, day)]
+        return self.cosmos.unequal(CONTAINERS[table], self.lake, days)
 
     def held(self) -> dict[str, dict[dt.date, str]]:
         """Every held day with its reason, by stage."""

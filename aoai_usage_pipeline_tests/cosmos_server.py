@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -425,7 +426,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     with CosmosServer(given.port) as server:
         if given.command:
-            return subprocess.call(given.command, env=os.environ | {"AOAI_COSMOS_ENDPOINT": server.endpoint, "AOAI_COSMOS_KEY": KEY})
+            command = subprocess.Popen(given.command, env=os.environ | {"AOAI_COSMOS_ENDPOINT": server.endpoint, "AOAI_COSMOS_KEY": KEY})
+            # Ctrl-C reaches the command too, and ends us with it
+            signal.signal(signal.SIGINT, lambda *_: None)
+            signal.signal(signal.SIGTERM, lambda *_: command.terminate())
+            return command.wait()
         print(f"AOAI_COSMOS_ENDPOINT={server.endpoint} AOAI_COSMOS_KEY={KEY}", flush=True)  # noqa: T201
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()

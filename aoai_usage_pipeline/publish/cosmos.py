@@ -10,11 +10,12 @@ import dataclasses
 import datetime as dt
 import itertools
 import logging
+import operator
 import random
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any, TypeVar
@@ -50,7 +51,7 @@ _QUIET.setLevel(logging.WARNING)
 
 _T = TypeVar("_T")
 Row = dict[str, object]
-Existing = dict[Key, dict[str, tuple[str, int]]]
+Existing = dict[Key, dict[str, tuple[str, int | None]]]
 """The documents of a usage date by logical partition and id: the ETag and a hash of the content."""
 
 
@@ -100,15 +101,23 @@ class Cosmos:
         """Close the connections."""
         self._client.close()
 
-    def publish(self, container: Container, lake: ObjectStore, day: dt.date) -> Published:
-        """Make a usage date of the container equal to the lake. Raises `CosmosError`; then the next run goes on from what was written."""
+    def publish(self, container: Container, lake: ObjectStore, days: Sequence[dt.date]) -> Iterator[tuple[dt.date, Published]]:
+        """Make usage dates of the container equal to the lake, and say what each took. Raises `CosmosError`; then the next run goes on from what
+        was written.
+        """
+        # one connection for all days, because making one takes longer than a small day
+        with engine.connect(lake.staging()) as db:
+            for day in days:
+                yield day, self._publish(container, lake, day, db)
+
+    def _publish(self, container: Container, lake: ObjectStore, day: dt.date, db: duckdb.DuckDBPyConnection) -> Published:
         days, throttled, charge = Days(lake, container.table), self._lanes.throttled, self._lanes.charge
         total, give_up = Published(), time.monotonic() + self._patience
         for attempt in itertools.count(1):
             existing = _existing(container, self._documents(container, day))
             etag, tally = days.footer(day)[1], _Tally()
-            with contextlib.suppress(_Overtaken), lines(container, lake, day) as documents:
-                self._send_all(container, _batches(documents, existing, tally), tally)
+            with contextlib.suppress(_Overtaken):
+                self._send_all(container, _batches(container, lines(container, lake, day, db), existing, tally), tally)
                 tally.complete = days.footer(day)[1] == etag
             total += Published(tally.written, 0, tally.deleted)
             if tally.complete:
@@ -117,28 +126,29 @@ class Cosmos:
                 break
         raise CosmosError(f"container {container.name}: other runs kept changing {day} while it was published")
 
-    def unequal(self, container: Container, lake: ObjectStore, day: dt.date) -> list[Row]:
-        """Where the documents of a usage date differ from the lake in their number, tokens, amounts or numeric twins; empty where they do not."""
+    def unequal(self, container: Container, lake: ObjectStore, days: Sequence[dt.date]) -> list[Row]:
+        """Where the documents of usage dates differ from the lake in their number, tokens, amounts or numeric twins; empty where they do not."""
+        with engine.connect(lake.staging()) as db:
+            return [row for day in days for row in self._unequal(container, lake, day, db)]
+
+    def _unequal(self, container: Container, lake: ObjectStore, day: dt.date, db: duckdb.DuckDBPyConnection) -> Iterator[Row]:
         documents = _compared(container, self._documents(container, day))
         columns = {c.name: c.type for c in container.columns}
         names = (*container.partition_key, "currency", *container.amounts, *container.counted)
         typed = ", ".join(f'TRY_CAST("{tables.camel(name)}" AS {columns[name]}) AS "{name}"' for name in dict.fromkeys(names))
         twins = ", ".join(f'"{tables.camel(name)}Number"' for name in container.amounts)
-        with engine.connect(lake.staging()) as db:
-            db.register("documents", documents)
-            found = _sums(db, container, f"(SELECT {typed}, {twins} FROM documents)")
-            numbers = ", ".join(f'{number(name)} AS "{tables.camel(name)}Number"' for name in container.amounts)
-            ledger = _sums(db, container, f"(SELECT *, {numbers} FROM {source(container, lake, day)})")
+        db.register("documents", documents)
+        found = _sums(db, container, f"(SELECT {typed}, {twins} FROM documents)")
+        numbers = ", ".join(f'{number(name)} AS "{tables.camel(name)}Number"' for name in container.amounts)
+        ledger = _sums(db, container, f"(SELECT *, {numbers} FROM {source(container, lake, day)})")
         keys, values = (*container.partition_key, "currency"), ("lines", "tokens", *container.amounts, "wrong_numbers")
-        rows: list[Row] = []
         for key in sorted(ledger.keys() | found.keys(), key=str):
             mine, theirs = ledger.get(key, ("",) * len(values)), found.get(key, ("",) * len(values))
             if mine != theirs:
                 figures = {
                     f"{name}{suffix}": digest.text(v) for suffix, of in (("", mine), ("_found", theirs)) for name, v in zip(values, of, strict=True)
                 }
-                rows.append({"usage_date": str(day), **dict(zip(keys, map(str, key), strict=True)), **figures})
-        return rows
+                yield {"usage_date": str(day), **dict(zip(keys, map(str, key), strict=True)), **figures}
 
     def _container(self, container: Container) -> ContainerProxy:
         if container.name not in self._containers:
@@ -328,18 +338,23 @@ class _Lanes:
                 self._limit = min(float(_REQUESTS), self._limit + 1 / self._limit)
 
 
-def _batches(lines: Iterable[tuple[Key, Iterable[Document]]], existing: Existing, tally: _Tally) -> Iterator[tuple[Key, list[_Operation]]]:
+def _batches(
+    container: Container, lines: Iterable[tuple[Key, Iterable[Document]]], existing: Existing, tally: _Tally
+) -> Iterator[tuple[Key, list[_Operation]]]:
     """What makes the existing documents equal to the lines, in batches of one logical partition each. Uses `existing` up."""
+    content = _content(container)
     for key, documents in lines:
-        yield from _chunked(key, _operations(documents, existing.pop(key, {}), tally))
+        yield from _chunked(key, _operations(documents, existing.pop(key, {}), content, tally))
     for key, vanished in existing.items():
-        yield from _chunked(key, _operations((), vanished, tally))
+        yield from _chunked(key, _operations((), vanished, content, tally))
 
 
-def _operations(documents: Iterable[Document], existing: dict[str, tuple[str, int]], tally: _Tally) -> Iterator[_Operation]:
+def _operations(
+    documents: Iterable[Document], existing: dict[str, tuple[str, int | None]], content: Callable[[Document], int | None], tally: _Tally
+) -> Iterator[_Operation]:
     for document in documents:
-        etag, content = existing.pop(document["id"], (None, 0))
-        if etag is None or content != _content(document):
+        etag, other = existing.pop(document["id"], (None, None))
+        if etag is None or other != content(document):
             yield _Operation(document["id"], document, etag)
         else:
             tally.unchanged += 1
@@ -354,18 +369,31 @@ def _chunked(key: Key, operations: Iterable[_Operation]) -> Iterator[tuple[Key, 
 
 
 def _existing(container: Container, documents: Iterable[Document]) -> Existing:
-    partition_key = [tables.camel(name) for name in container.partition_key]
+    partition_key, content = [tables.camel(name) for name in container.partition_key], _content(container)
     found: Existing = {}
     for document in documents:
         key = tuple(document.get(name) for name in partition_key)
-        found.setdefault(key, {})[document["id"]] = (document["_etag"], _content(document))
+        found.setdefault(key, {})[document["id"]] = (document["_etag"], content(document))
     return found
 
 
-def _content(document: Document) -> int:
-    """A hash of what a document says, whatever the order of its fields and however Cosmos DB writes its numbers."""
-    values = [(name, float(v) if v.__class__ is int else v) for name, v in sorted(document.items()) if name[0] != "_"]
-    return hash(repr(values))
+def _content(container: Container) -> Callable[[Document], int | None]:
+    """What gives a hash of what a document says, whatever the order of its fields and however Cosmos DB writes its numbers; None for one that
+    has not exactly the container's fields, or other than single values in them.
+    """
+    fields = container.fields
+    values = operator.itemgetter(*fields)
+
+    def content(document: Document) -> int | None:
+        try:
+            said = values(document)
+            others = sum(name[0] != "_" for name in document) - len(fields) - 1
+            # Python gives -1 and -2 the same hash
+            return None if others else hash((said, -1 in said))
+        except (KeyError, TypeError):
+            return None
+
+    return content
 
 
 def _compared(container: Container, documents: Iterable[Document]) -> pa.Table:

@@ -3,13 +3,14 @@
 A document has the columns of its table in camelCase. A decimal is an exact string, with a number beside it for programs that need one.
 """
 
-import contextlib
 import dataclasses
 import datetime as dt
 import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
+
+import duckdb
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.billing.days import BILLED_TOKENS
@@ -128,18 +129,16 @@ def source(container: Container, lake: ObjectStore, day: dt.date) -> str:
     return engine.read_parquet(paths, empty) if paths else f"({empty})"
 
 
-@contextlib.contextmanager
-def lines(container: Container, lake: ObjectStore, day: dt.date) -> Iterator[Iterator[tuple[Key, Iterator[Document]]]]:
+def lines(container: Container, lake: ObjectStore, day: dt.date, db: duckdb.DuckDBPyConnection) -> Iterator[tuple[Key, Iterator[Document]]]:
     """The day's rows as documents, by logical partition."""
     fields = container.fields
     key = ", ".join(f'CAST("{name}" AS VARCHAR)' for name in container.partition_key)
     select = ", ".join(f'{sql} AS "{name}"' for name, sql in fields.items())
     names, width = ["id", *fields], len(container.partition_key)
-    with engine.connect(lake.staging()) as db:
-        db.execute(f'SELECT {key}, "{container.id}", {select} FROM {source(container, lake, day)} ORDER BY {key}')
-        rows = itertools.chain.from_iterable(iter(lambda: db.fetchmany(_FETCHED), []))
-        grouped = itertools.groupby(rows, lambda row: row[:width])
-        yield ((of, (_document(names, row[width:]) for row in group)) for of, group in grouped)
+    found = db.execute(f'SELECT {key}, "{container.id}", {select} FROM {source(container, lake, day)} ORDER BY {key}')
+    rows = itertools.chain.from_iterable(iter(lambda: found.fetchmany(_FETCHED), []))
+    for of, group in itertools.groupby(rows, lambda row: row[:width]):
+        yield of, (_document(names, row[width:]) for row in group)
 
 
 def _document(names: list[str], values: tuple[Any, ...]) -> Document:
