@@ -63,8 +63,8 @@ class Request:
     operations: int
 
 
-Fault = int | str | None
-"""Instead of an answer: a status; `cut`, the connection ends before anything is done; `lose`, after it was done. None: no fault."""
+Fault = int | tuple[int, int] | str | None
+"""Instead of an answer: a status, or status and substatus; `cut`, the connection ends before anything is done; `lose`, after it was done. None: no fault."""
 
 
 class Container:
@@ -375,8 +375,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._cut()
         try:
             server.authorize(self.command, path, self.headers)
-            if isinstance(fault, int):
-                raise Refused(fault, "told to fail")
+            if isinstance(fault, int | tuple):
+                status, substatus = fault if isinstance(fault, tuple) else (fault, 0)
+                raise Refused(status, "told to fail", substatus)
             status, headers, content = server.handle(self.command, path, self.headers, body)
         except Refused as refused:
             status, content = refused.status, _json({"code": str(refused.status), "message": refused.message})

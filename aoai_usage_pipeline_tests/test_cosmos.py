@@ -97,9 +97,7 @@ def expected(container: Container, rows: list[Line]) -> list[dict[str, Any]]:
             name, value = words[0] + "".join(word.title() for word in words[1:]), row.get(column.name)
             if isinstance(value, Decimal):
                 text = f"{value:f}"
-                document[name] = (text.rstrip("0").rstrip(".") if "." in text else text).replace("-0", "0") if value == 0 else text
-                if "." in text and value != 0:
-                    document[name] = text.rstrip("0").rstrip(".")
+                document[name] = text.rstrip("0").rstrip(".") if "." in text else text
                 document[f"{name}Number"] = float(value)
             elif isinstance(value, dt.datetime):
                 document[name] = f"{value:%Y-%m-%dT%H:%M:%S.%fZ}"
@@ -409,7 +407,7 @@ def test_requests_under_way_are_bounded_and_fewer_when_throttled(server: CosmosS
     assert usual < 4 if capacity == 2 else usual > 4, (usual, refused, len(seen))
 
 
-@pytest.mark.parametrize("fault", [408, 449, 503, 500, "cut", "lose"])
+@pytest.mark.parametrize("fault", [408, 449, 503, (403, 3), "cut", "lose"])
 def test_what_passes_is_tried_again(server: CosmosServer, lake: ObjectStore, fault: Fault) -> None:
     published_before(server, lake)
     start = server.requests
@@ -432,7 +430,7 @@ def test_what_does_not_pass_ends_in_time_and_the_next_run_mends_it(server: Cosmo
     start = time.monotonic()
     with pytest.raises(CosmosError, match=r"127\.0\.0\.1:\d+, database aoai-usage, container daily-billing: .* for 1 seconds"):
         publish(cosmos, DAILY_BILLING, lake, DATE)
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
     assert cosmos.unequal(DAILY_BILLING, lake, [DATE])
     server.fault = lambda request: None
     publish(cosmos, DAILY_BILLING, lake, DATE)
@@ -445,7 +443,7 @@ def test_a_server_that_is_not_there(lake: ObjectStore) -> None:
     start = time.monotonic()
     with pytest.raises(CosmosError, match=r"the account: .* for 0 seconds"):
         Cosmos(endpoint, DATABASE, KEY, patience=dt.timedelta())
-    assert time.monotonic() - start < 30
+    assert time.monotonic() - start < 60
 
 
 def publish_in_child(endpoint: str, lake_url: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
-from azure.core.exceptions import AzureError, HttpResponseError, ServiceRequestError, ServiceResponseError
+from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError, ServiceRequestError, ServiceResponseError
 from azure.cosmos import ContainerProxy, CosmosClient, PartitionKey, ThroughputProperties
 from azure.cosmos.exceptions import CosmosBatchOperationError, CosmosResourceExistsError, CosmosResourceNotFoundError
 
@@ -42,6 +42,7 @@ _REQUESTS = 8  # the SDK keeps no more than ten connections
 _LOOKS = 5
 _AUTOSCALE = 1000
 _PASSING = {408, 410, 429, 449, 500, 502, 503, 504}
+_FAILOVER = {(403, 3), (403, 1008), (404, 1002)}  # the region does not take writes, has no such account, has not caught up
 _OVERTAKEN = {404, 409, 412}
 _TOO_LARGE = 413
 
@@ -93,7 +94,8 @@ class Cosmos:
         self._endpoint, self._name, self._patience = endpoint, database, patience.total_seconds()
         self._lanes = _Lanes()
         credential = _credential(endpoint, key)
-        options: dict[str, Any] = {"raw_response_hook": self._lanes.saw, "logger": _QUIET}
+        options: dict[str, Any] = {"raw_response_hook": self._lanes.saw, "logger": _QUIET, "no_response_on_write": True}
+        options |= {"retry_connect": 0, "retry_read": 0}  # that is what `_patiently` is for
         self._client = self._patiently("the account", lambda: CosmosClient(endpoint, credential, **options))
         self._containers: dict[str, ContainerProxy] = {}
 
@@ -237,18 +239,20 @@ class Cosmos:
                     if status not in _PASSING:
                         raise
                     self._lanes.saw_status(status)
-                elif isinstance(error, HttpResponseError) and status not in _PASSING:
+                elif isinstance(error, HttpResponseError) and status not in _PASSING and (status, getattr(error, "sub_status", 0)) not in _FAILOVER:
                     raise self._error(what, error) from error
                 if time.monotonic() >= give_up:
                     raise self._error(what, error, f" for {self._patience:.0f} seconds") from error
             except AzureError as error:
                 raise self._error(what, error) from error
             time.sleep(min(random.uniform(0.05, 0.1) * 2**attempt, 5, max(0.0, give_up - time.monotonic())))  # noqa: S311
-        raise AssertionError
+        raise AssertionError("the loop has no end")
 
     def _error(self, what: str, error: AzureError, since: str = "") -> CosmosError:
         status = getattr(error, "status_code", None)
         place = f"{self._endpoint}, database {self._name}, {what if what == 'the account' else f'container {what}'}"
+        if isinstance(error, ClientAuthenticationError):
+            return CosmosError(f"no sign-in for {self._endpoint}: {error.message}")
         if isinstance(error, CosmosResourceNotFoundError):
             return CosmosError(f"{place}: does not exist")
         if status in (401, 403):
