@@ -3,6 +3,8 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 export DAGSTER_HOME := $(CURDIR)/.dagster_home
+# a Cosmos DB in memory that lives as long as the command after it; none where a real one is set
+COSMOS := $(if $(AOAI_COSMOS_ENDPOINT),,$(BIN)/python -m aoai_usage_pipeline_tests.cosmos_server --)
 
 .PHONY: demo dev test bench docs clean
 
@@ -12,7 +14,7 @@ demo: .venv/ready $(DAGSTER_HOME)/dagster.yaml
 	@echo "Next: make dev, then open http://127.0.0.1:3000"
 
 dev: .venv/ready $(DAGSTER_HOME)/dagster.yaml
-	AOAI_AUTOMATION=running $(BIN)/dg dev --host 127.0.0.1 --port 3000
+	AOAI_AUTOMATION=running $(COSMOS) $(BIN)/dg dev --host 127.0.0.1 --port 3000
 
 test: .venv/ready-for-tests .azurite/ready
 	$(BIN)/ruff check .
@@ -21,6 +23,7 @@ test: .venv/ready-for-tests .azurite/ready
 
 bench: .venv/ready-for-tests
 	$(BIN)/python benchmarks/capture_to_daily.py
+	PYTHONPATH=. $(BIN)/python benchmarks/cosmos_publish.py
 
 docs: .venv/ready
 	$(BIN)/python docs/generate.py

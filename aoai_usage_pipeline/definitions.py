@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from aoai_usage_pipeline.defs import billing, capture, publish, usage
+from aoai_usage_pipeline.defs import billing, capture, cosmos, publish, usage
 from aoai_usage_pipeline.defs.common import daily
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings
@@ -17,11 +17,12 @@ def build_defs(**overrides: object) -> dg.Definitions:
     running = pipeline.settings.automation == "running"
     ingest, bill, daily_run = billing.build_jobs()
     stages = [stage.build(partitions) for stage in (capture, usage, billing)]
+    documents, documents_checks = cosmos.build(partitions)
     sensor_status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
     schedule_status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
     return dg.Definitions(
-        assets=[*(assets for assets, _ in stages), publish.usage_warehouse],
-        asset_checks=[checks for _, checks in stages],
+        assets=[*(assets for assets, _ in stages), publish.usage_warehouse, *documents],
+        asset_checks=[*(checks for _, checks in stages), documents_checks],
         jobs=[ingest, bill, daily_run],
         sensors=[capture.build_sensor(ingest, bill, daily_run, start_date, sensor_status)],
         schedules=[billing.build_schedule(daily_run, start_date, schedule_status)],

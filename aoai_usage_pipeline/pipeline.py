@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.billing.what_if import Comparison, Only, Scenario
     from aoai_usage_pipeline.capture.names import NameFormat
     from aoai_usage_pipeline.lake.manifest import Manifests
+    from aoai_usage_pipeline.publish.cosmos import Cosmos, Published
     from aoai_usage_pipeline.reconcile.replay import Verification
     from aoai_usage_pipeline.reference import Reference
     from aoai_usage_pipeline.reference.versions import ReferenceVersions
@@ -335,6 +336,41 @@ class Pipeline:
             return publish(self.lake, self.manifests, Path(self.settings.warehouse_path))
         except (OSError, duckdb.IOException) as error:
             raise StorageError(f"AOAI_WAREHOUSE_PATH {self.settings.warehouse_path}: {error}") from error
+
+    @cached_property
+    def cosmos(self) -> "Cosmos | None":
+        """The database of AOAI_COSMOS_ENDPOINT; None when it is unset. Raises `CosmosError`."""
+        from aoai_usage_pipeline.publish.cosmos import Cosmos
+
+        settings = self.settings
+        return Cosmos(settings.cosmos_endpoint, settings.cosmos_database, settings.cosmos_key) if settings.cosmos_endpoint else None
+
+    def cosmos_off(self, table: str) -> str | None:
+        """Why a table is not published to Cosmos DB; None when it is."""
+        if not self.settings.cosmos_endpoint:
+            return "AOAI_COSMOS_ENDPOINT is not set"
+        if table == "enriched_usage" and self.settings.cosmos_usage == "off":
+            return "AOAI_COSMOS_USAGE is off"
+        return None
+
+    def publish_cosmos(self, table: str, days: Sequence[dt.date], progress: Progress | None = None) -> "dict[dt.date, Published]":
+        """Make the container of a table equal to usage dates of the lake, and say what each took; nothing when it is off. Raises `CosmosError`."""
+        from aoai_usage_pipeline.publish.documents import CONTAINERS
+
+        done: dict[dt.date, Published] = {}
+        if self.cosmos and not self.cosmos_off(table):
+            for day, published in self.cosmos.publish(CONTAINERS[table], self.lake, days):
+                done[day] = published
+                (progress or self.progress)(len(done), len(days), f"Cosmos DB container {CONTAINERS[table].name}, {day}")
+        return done
+
+    def unequal_in_cosmos(self, table: str, days: Sequence[dt.date]) -> list[dict[str, object]]:
+        """Where the documents of usage dates do not add up to the table in the lake; nothing when it is off. Raises `CosmosError`."""
+        from aoai_usage_pipeline.publish.documents import CONTAINERS
+
+        if not self.cosmos or self.cosmos_off(table):
+            return []
+        return self.cosmos.unequal(CONTAINERS[table], self.lake, days)
 
     def held(self) -> dict[str, dict[dt.date, str]]:
         """Every held day with its reason, by stage."""

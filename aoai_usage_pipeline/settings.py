@@ -11,7 +11,7 @@ from pathlib import Path
 
 DEFAULT_NAME_FORMAT = "{Namespace}/{EventHub}/{PartitionId}/{Year}/{Month}/{Day}/{Hour}/{Minute}/{Second}"
 EXAMPLE_REFERENCE_DIR = Path(__file__).parent / "reference" / "example"
-_CHOICES = {"automation": ("stopped", "running"), "estimate_usage": ("off", "on"), "keep_content": ("off", "on")}
+_CHOICES = {"automation": ("stopped", "running"), "estimate_usage": ("off", "on"), "keep_content": ("off", "on"), "cosmos_usage": ("off", "on")}
 
 
 class SettingsError(ValueError):
@@ -33,6 +33,10 @@ class Settings:
     keep_content: str = "off"
     min_coverage: Decimal = Decimal("0.95")
     billing_currency: str | None = None
+    cosmos_endpoint: str | None = None
+    cosmos_database: str = "aoai-usage"
+    cosmos_usage: str = "off"
+    cosmos_key: str | None = dataclasses.field(default=None, repr=False)
     hash_key: str | None = dataclasses.field(default=None, repr=False)
     storage_connection_string: str | None = dataclasses.field(default=None, repr=False)
 
@@ -60,6 +64,8 @@ class Settings:
                     raise SettingsError(f"AOAI_MIN_COVERAGE is {text!r}: expected a share from 0 to 1, such as 0.95")
             elif field.name == "billing_currency" and not re.fullmatch("[A-Z]{3}", text):
                 raise SettingsError(f"AOAI_BILLING_CURRENCY is {text!r}: expected an ISO 4217 code such as EUR")
+            elif field.name == "cosmos_endpoint" and not re.fullmatch("https?://[^/]+/?", text):
+                raise SettingsError(f"AOAI_COSMOS_ENDPOINT is {text!r}: expected an address such as https://youraccount.documents.azure.com:443/")
             elif text not in _CHOICES.get(field.name, (text,)):
                 raise SettingsError(f"{name} is {text!r}: expected {' or '.join(map(repr, _CHOICES[field.name]))}")
             elif field.name == "estimate_usage" and text == "on" and not importlib.util.find_spec("bpe_openai"):

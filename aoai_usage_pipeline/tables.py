@@ -248,6 +248,23 @@ def names(columns: tuple[Column, ...]) -> list[str]:
     return [column.name for column in columns]
 
 
+def camel(name: str) -> str:
+    """A column's name as a document in Cosmos DB has it: `cost_center` is `costCenter`."""
+    first, *others = name.split("_")
+    return first + "".join(other.capitalize() for other in others)
+
+
+def document_fields(columns: tuple[Column, ...]) -> tuple[Column, ...]:
+    """The fields of a document with these columns, with JSON's types: a decimal is an exact string, beside it a number, named `…Number`."""
+    fields = []
+    for column in columns:
+        name, type_ = camel(column.name), {"BIGINT": "number", "INTEGER": "number", "BOOLEAN": "boolean"}.get(column.type, "string")
+        fields.append(Column(name, type_, column.description))
+        if column.type.startswith("DECIMAL"):
+            fields.append(Column(f"{name}Number", "number", f"{name} as the nearest number"))
+    return tuple(fields)
+
+
 DIMENSIONS = ("usage_date", *names(_columns(_PAYER + _OWNER + _DEPLOYMENT)))
 """What the daily tables keep apart: day, payer, owner and deployment."""
 

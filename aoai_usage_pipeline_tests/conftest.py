@@ -75,7 +75,8 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("capture_url", "lake_url", "warehouse_path", "reference_dir"):
         monkeypatch.setenv(f"AOAI_{name.upper()}", str(getattr(pipeline.settings, name)))
     monkeypatch.setenv("AOAI_START_DATE", "2026-01-01")
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    for name in ("DAGSTER_HOME", "AOAI_COSMOS_ENDPOINT", "AOAI_COSMOS_KEY", "AOAI_COSMOS_USAGE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

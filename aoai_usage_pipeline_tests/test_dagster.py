@@ -40,7 +40,7 @@ HOUR, ONE_DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
 TODAY = dt.datetime.combine(dt.datetime.now(dt.UTC).date(), dt.time())
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-ASSETS = {"raw_events", "enriched_usage", "daily_usage", "daily_billing", "usage_warehouse"}
+ASSETS = {"raw_events", "enriched_usage", "daily_usage", "daily_billing", "usage_warehouse", "cosmos_daily_billing", "cosmos_usage"}
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 CHECKS = {
     ("raw_events", "captured_is_parsed_plus_quarantined"): ERROR,
@@ -58,6 +58,8 @@ CHECKS = {
     ("enriched_usage", "token_coverage"): WARN,
     ("raw_events", "no_new_fields"): WARN,
     ("daily_billing", "tokens_billed_equal_enriched"): ERROR,
+    ("cosmos_daily_billing", "documents_equal_ledger"): ERROR,
+    ("cosmos_usage", "documents_equal_ledger"): ERROR,
 }
 
 

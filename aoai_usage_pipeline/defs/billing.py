@@ -113,7 +113,7 @@ def _shown(value: Any) -> str:
 def build_jobs() -> tuple[Any, ...]:
     """`ingest` (capture dates), `bill` (usage dates), and `daily_run` (both, for the schedule)."""
     raw = dg.AssetSelection.assets("raw_events")
-    rest = dg.AssetSelection.assets("enriched_usage", "daily_usage", "daily_billing", "usage_warehouse")
+    rest = dg.AssetSelection.assets("enriched_usage", "daily_usage", "daily_billing", "usage_warehouse", "cosmos_daily_billing", "cosmos_usage")
     return (
         dg.define_asset_job("ingest", raw, description="Read new and changed capture files of some capture dates."),
         dg.define_asset_job("bill", rest, description="Enrich, bill and publish some usage dates."),

@@ -108,9 +108,9 @@ def check_result(
 
 
 def report(
-    context: dg.AssetCheckExecutionContext, results: Sequence[dg.AssetCheckResult], identities: Sequence[str]
+    context: dg.AssetCheckExecutionContext, results: Sequence[dg.AssetCheckResult], identities: Sequence[str], outcome: str = "held"
 ) -> Iterator[dg.AssetCheckResult]:
-    """Give the results that were asked for, then end the run failed when a ledger identity does not hold, naming the days.
+    """Give the results that were asked for, then end the run failed when a ledger identity does not hold, naming what became of which days.
 
     Dagster's own `blocking` would keep every day of a range from being billed. The stage holds the bad days itself and goes on with the
     others, so the checks only have to fail the run, after everything else was done.
@@ -121,4 +121,4 @@ def report(
     failed = [result for result in results if not result.passed and result.check_name in identities]
     if failed:
         days = sorted({day for result in failed for day in str(result.metadata["days"].value).split(", ")})
-        raise dg.Failure(f"held: {', '.join(days)} ({', '.join(str(result.check_name) for result in failed)})", allow_retries=False)
+        raise dg.Failure(f"{outcome}: {', '.join(days)} ({', '.join(str(result.check_name) for result in failed)})", allow_retries=False)
