@@ -25,9 +25,12 @@ from aoai_usage_pipeline.storage import StorageError
 Record = dict[str, Any]
 """One event as a record of a capture file."""
 
+AT_ONCE = 8
+"""Partitions that are asked or read at the same time: nearly all of it is waiting."""
+
 _OWNER_LEVEL = 0
 _BATCH_EVENTS = 1_000
-_WAIT_SECONDS = 2.0
+_WAIT_SECONDS = 0.5
 _SILENCE_SECONDS = 60.0
 _LONG = 2**63
 
@@ -138,7 +141,8 @@ class EventHub:
 
     def _receive(self, partition_id: str, after: int | None, until: int, take: Callable[[list[Record]], None], *, exclusive: bool) -> None:
         failures: list[Exception] = []
-        heard, batch = time.monotonic(), _BATCH_EVENTS if exclusive else 1
+        # the SDK gives a batch that is not full only after the wait
+        heard, batch = time.monotonic(), min(_BATCH_EVENTS, until + 1 if after is None else until - after)
         client = self._consumer()
 
         def on_batch(_: Any, events: list[EventData]) -> None:

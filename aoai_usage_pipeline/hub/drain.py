@@ -6,6 +6,7 @@ between a file and its checkpoint, or because two drains ran at once, ends up in
 there twice, and a file that lacks nothing is not touched.
 """
 
+import concurrent.futures
 import dataclasses
 import datetime as dt
 import uuid
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from aoai_usage_pipeline.capture import avro
 from aoai_usage_pipeline.capture.names import NameFormat
 from aoai_usage_pipeline.hub.checkpoints import Checkpoints
-from aoai_usage_pipeline.hub.client import EventHub, HubError, HubState, Partition, Record
+from aoai_usage_pipeline.hub.client import AT_ONCE, EventHub, HubError, HubState, Partition, Record
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore
 
 WINDOW = dt.timedelta(minutes=5)
@@ -37,14 +38,21 @@ class Drained:
 
 def drain(hub: EventHub, store: ObjectStore, names: NameFormat, checkpoints: Checkpoints, progress: Callable[[int, int, str], None]) -> list[Drained]:
     """Write what each partition holds now and was not drained yet. Raises `HubError`, `TakenOver`; what was written until then stays."""
-    state, known, done = hub.state(), checkpoints.load(), []
-    for number, partition in enumerate(state.partitions):
+    state, known = hub.state(), checkpoints.load()
+
+    def run(partition: Partition) -> Drained:
         at, restarted = None, False
         if checkpoint := known.get(partition.partition_id):
             restarted = _is_of_another_hub(checkpoint.sequence_number, checkpoint.saved_at, state, partition)
             at = None if restarted else checkpoint.sequence_number
-        done.append(_Draining(hub, store, names, checkpoints, partition, at, restarted).run())
-        progress(number + 1, len(state.partitions), f"drained partition {partition.partition_id}: {done[-1].events} events")
+        return _Draining(hub, store, names, checkpoints, partition, at, restarted).run()
+
+    done = []
+    # when one partition fails, the others are drained all the same
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        for one in pool.map(run, state.partitions):
+            done.append(one)
+            progress(len(done), len(state.partitions), f"drained partition {one.partition_id}: {one.events} events")
     return done
 
 

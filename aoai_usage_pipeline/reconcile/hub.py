@@ -1,11 +1,12 @@
 """Is everything the Event Hub holds in the capture files that were ingested? The hub's own sequence numbers say."""
 
+import concurrent.futures
 import dataclasses
 import datetime as dt
 from collections.abc import Iterable, Iterator, Sequence
 
 from aoai_usage_pipeline.capture.names import NameFormat
-from aoai_usage_pipeline.hub.client import EventHub, HubState, Partition
+from aoai_usage_pipeline.hub.client import AT_ONCE, EventHub, HubState, Partition
 from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest
 from aoai_usage_pipeline.storage import ObjectStore, StoredObject
 
@@ -43,8 +44,8 @@ def completeness(hub: EventHub, manifests: Sequence[Manifest], names: NameFormat
     state = hub.state()
     known = {(f.blob, f.etag) for manifest in manifests for f in manifest.files}
     files = [f for manifest in manifests for f in manifest.files if _is_of(f, hub)]
-    found = []
-    for partition in state.partitions:
+
+    def compare(partition: Partition) -> Completeness:
         spans, restarted = _spans([f for f in files if f.partition_id == partition.partition_id], names, state, partition, window)
         captured_to = max((last for _, last in spans), default=None)
         missing = list(_missing(spans, partition))
@@ -58,19 +59,10 @@ def completeness(hub: EventHub, manifests: Sequence[Manifest], names: NameFormat
             if verdict == OVERDUE and _waits(capture, names, hub, partition, known, since, window):
                 verdict = NOT_INGESTED
         count, missing_from = sum(last - first + 1 for first, last in missing), missing[0][0] if missing else None
-        figures = (
-            partition.partition_id,
-            partition.first,
-            partition.last,
-            partition.last_enqueued_at,
-            captured_to,
-            count,
-            missing_from,
-            minutes,
-            lost,
-        )
-        found.append(Completeness(*figures, restarted, LOST if lost else verdict))
-    return found
+        return Completeness(partition, captured_to, count, missing_from, minutes, lost, restarted, LOST if lost else verdict)
+
+    with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(compare, state.partitions))
 
 
 def _is_of(file: FileEntry, hub: EventHub) -> bool:
