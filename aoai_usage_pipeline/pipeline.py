@@ -98,30 +98,30 @@ class Pipeline:
     @cached_property
     def hub(self) -> "EventHub | None":
         """The Event Hub the capture files come from; None when the settings name none. Raises `HubError`."""
-        from aoai_usage_pipeline.hub.client import EventHub
-
         of = self.settings
         if not of.event_hub_namespace or not of.event_hub_name:
             return None
+        from aoai_usage_pipeline.hub.client import EventHub
+
         return EventHub(of.event_hub_namespace, of.event_hub_name, of.event_hub_consumer_group, of.event_hub_connection_string)
 
     def drain(self, progress: Progress | None = None) -> "list[Drained]":
         """Read the hub's new events into capture files; nothing when no hub is configured. Raises `HubError`."""
+        if not self.hub:
+            return []
         from aoai_usage_pipeline.hub.checkpoints import open_checkpoints
         from aoai_usage_pipeline.hub.drain import drain
 
-        if not self.hub:
-            return []
         store = self._open("AOAI_CAPTURE_URL", self.settings.capture_url, create=True)
         checkpoints = open_checkpoints(self.hub, self.settings.capture_url, self.settings.storage_connection_string)
         return drain(self.hub, store, self.names, checkpoints, progress or self.progress)
 
     def completeness(self) -> "list[Completeness]":
         """What each partition of the hub holds that no ingested capture file has; nothing when no hub is configured. Raises `HubError`."""
-        from aoai_usage_pipeline.reconcile.hub import completeness
-
         if not self.hub:
             return []
+        from aoai_usage_pipeline.reconcile.hub import completeness
+
         manifests = self.manifests.all()  # before the hub is asked, which goes on counting
         return completeness(self.hub, manifests, self.names, self.capture, dt.timedelta(minutes=self.settings.capture_minutes))
 
