@@ -36,12 +36,18 @@ def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
         return _bill_as_known(console, pipeline, days, arguments.as_of)
     today = dt.datetime.now(dt.UTC).date()
     pipeline.reference()
+
+    def changed_dates() -> list[dt.date]:
+        return sorted(pipeline.changed_capture_dates(max(settings.start_date, first - dt.timedelta(1)), today + dt.timedelta(1)))
+
+    # a drain makes files, and the place for them
+    changed = [] if settings.drain == "on" else changed_dates()
     failures: list[str] = []
     with progress_bar(console, "billing") as progress, _instance(console) as instance:
         pipeline.progress = progress
         if settings.drain == "on":
             failures += _run(pipeline, instance, "drain")
-        changed = sorted(pipeline.changed_capture_dates(max(settings.start_date, first - dt.timedelta(1)), today + dt.timedelta(1)))
+            changed = changed_dates()
         if changed:
             failures += _run(pipeline, instance, "ingest", changed[0], min(changed[-1], today))
         failures += _run(pipeline, instance, "bill", first, last)
