@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from aoai_usage_pipeline.defs.capture import running
-from aoai_usage_pipeline.defs.common import GROUP, OWNERS, table_of, told
+from aoai_usage_pipeline.defs.common import GROUP, ONE_RUN, OWNERS, table_of, told
 from aoai_usage_pipeline.pipeline import Pipeline
 
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
@@ -20,6 +20,7 @@ _FIELDS = {
 
 
 @dg.asset(
+    backfill_policy=ONE_RUN,
     group_name=GROUP,
     owners=OWNERS,
     kinds={"eventhubs", "avro"},
