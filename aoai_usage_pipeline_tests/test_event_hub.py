@@ -411,6 +411,8 @@ def test_completeness_from_complete_to_overdue(situation: Situation) -> None:
     [lagging, empty] = situation.pipeline.completeness()
     assert (lagging.state, lagging.missing, lagging.missing_from, lagging.captured_to, lagging.ok) == (IN_WINDOW, 3, 5, 4, True)
     assert 10 <= lagging.minutes <= 12 and (empty.partition.last, empty.captured_to) == (-1, None)
+    hasty = Pipeline(dataclasses.replace(situation.pipeline.settings, capture_minutes=5))
+    assert [(one.state, one.missing) for one in hasty.completeness()] == [(OVERDUE, 3), (COMPLETE, 0)]
 
 
 @pytest.mark.slow

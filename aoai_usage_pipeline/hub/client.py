@@ -1,11 +1,13 @@
-"""One Event Hub, as this package uses it, over the SDK. Nothing else imports `azure.eventhub`.
+"""One Event Hub, as this package uses it, over the SDK. Nothing else imports `azure.eventhub`, but for the checkpoints.
 
 The SDK is used without its load balancing: one partition at a time is received, from a sequence number up to one that is known to be there.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import ipaddress
 import itertools
 import json
@@ -82,9 +84,9 @@ class EventHub:
         """What the hub says about itself now. Raises `HubError`."""
         with self._errors(), self._consumer() as client:
             properties = client.get_eventhub_properties()
-            return HubState(
-                _utc(properties["created_at"]), tuple(_partition(client.get_partition_properties(id_)) for id_ in properties["partition_ids"])
-            )
+            with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
+                partitions = [_partition(found) for found in pool.map(client.get_partition_properties, properties["partition_ids"])]
+            return HubState(_utc(properties["created_at"]), tuple(partitions))
 
     def enqueued_at(self, partition_id: str, number: int) -> dt.datetime | None:
         """When the first event from a sequence number on was enqueued (UTC).
@@ -162,7 +164,7 @@ class EventHub:
             failures.append(error)
             client.close()
 
-        with self._errors():
+        with self._errors(), client:
             client.receive_batch(
                 on_batch,
                 on_error=on_error,
@@ -179,16 +181,18 @@ class EventHub:
     def _consumer(self) -> EventHubConsumerClient:
         if self._connection_string:
             return EventHubConsumerClient.from_connection_string(self._connection_string, self.consumer_group, eventhub_name=self.name)
-        from azure.identity import DefaultAzureCredential
-
-        return EventHubConsumerClient(self.host, self.name, self.consumer_group, DefaultAzureCredential())
+        return EventHubConsumerClient(self.host, self.name, self.consumer_group, self._credential)
 
     def _producer(self) -> EventHubProducerClient:
         if self._connection_string:
             return EventHubProducerClient.from_connection_string(self._connection_string, eventhub_name=self.name)
+        return EventHubProducerClient(self.host, self.name, self._credential)
+
+    @functools.cached_property
+    def _credential(self) -> Any:
         from azure.identity import DefaultAzureCredential
 
-        return EventHubProducerClient(self.host, self.name, DefaultAzureCredential())
+        return DefaultAzureCredential()
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
