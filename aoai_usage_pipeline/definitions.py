@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from aoai_usage_pipeline.defs import billing, capture, cosmos, publish, usage
+from aoai_usage_pipeline.defs import billing, capture, cosmos, hub, publish, usage
 from aoai_usage_pipeline.defs.common import daily
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings
@@ -16,16 +16,20 @@ def build_defs(**overrides: object) -> dg.Definitions:
     partitions = daily(start_date)
     running = pipeline.settings.automation == "running"
     ingest, bill, daily_run = billing.build_jobs()
+    drain = hub.build_job()
     stages = [stage.build(partitions) for stage in (capture, usage, billing)]
     documents, documents_checks = cosmos.build(partitions)
     sensor_status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
     schedule_status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
     return dg.Definitions(
-        assets=[*(assets for assets, _ in stages), publish.usage_warehouse, *documents],
-        asset_checks=[*(checks for _, checks in stages), documents_checks],
-        jobs=[ingest, bill, daily_run],
+        assets=[hub.drained_events, *(assets for assets, _ in stages), publish.usage_warehouse, *documents],
+        asset_checks=[*(checks for _, checks in stages), documents_checks, hub.capture_is_complete],
+        jobs=[ingest, bill, daily_run, drain],
         sensors=[capture.build_sensor(ingest, bill, daily_run, start_date, sensor_status)],
-        schedules=[billing.build_schedule(daily_run, start_date, schedule_status)],
+        schedules=[
+            billing.build_schedule(daily_run, start_date, schedule_status),
+            *([hub.build_schedule(drain, schedule_status)] if pipeline.settings.drain == "on" else []),
+        ],
         resources={"pipeline": pipeline},
         executor=dg.in_process_executor,
     )

@@ -28,8 +28,11 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.billing.statement import Statement
     from aoai_usage_pipeline.billing.what_if import Comparison, Only, Scenario
     from aoai_usage_pipeline.capture.names import NameFormat
+    from aoai_usage_pipeline.hub.client import EventHub
+    from aoai_usage_pipeline.hub.drain import Drained
     from aoai_usage_pipeline.lake.manifest import Manifests
     from aoai_usage_pipeline.publish.cosmos import Cosmos, Published
+    from aoai_usage_pipeline.reconcile.hub import Completeness
     from aoai_usage_pipeline.reconcile.replay import Verification
     from aoai_usage_pipeline.reference import Reference
     from aoai_usage_pipeline.reference.versions import ReferenceVersions
@@ -97,6 +100,36 @@ class Pipeline:
         from aoai_usage_pipeline.lake.manifest import Manifests
 
         return Manifests(self.lake)
+
+    @cached_property
+    def hub(self) -> "EventHub | None":
+        """The Event Hub the capture files come from; None when the settings name none. Raises `HubError`."""
+        of = self.settings
+        if not of.event_hub_namespace or not of.event_hub_name:
+            return None
+        from aoai_usage_pipeline.hub.client import EventHub
+
+        return EventHub(of.event_hub_namespace, of.event_hub_name, of.event_hub_consumer_group, of.event_hub_connection_string)
+
+    def drain(self, progress: Progress | None = None) -> "list[Drained]":
+        """Read the hub's new events into capture files; nothing when no hub is configured. Raises `HubError`."""
+        if not self.hub:
+            return []
+        from aoai_usage_pipeline.hub.checkpoints import open_checkpoints
+        from aoai_usage_pipeline.hub.drain import drain
+
+        store = self._open("AOAI_CAPTURE_URL", self.settings.capture_url, create=True)
+        checkpoints = open_checkpoints(self.hub, self.settings.capture_url, self.settings.storage_connection_string)
+        return drain(self.hub, store, self.names, checkpoints, progress or self.progress)
+
+    def completeness(self) -> "list[Completeness]":
+        """What each partition of the hub holds that no ingested capture file has; nothing when no hub is configured. Raises `HubError`."""
+        if not self.hub:
+            return []
+        from aoai_usage_pipeline.reconcile.hub import completeness
+
+        manifests = self.manifests.all()  # before the hub is asked, which goes on counting
+        return completeness(self.hub, manifests, self.names, self.capture, dt.timedelta(minutes=self.settings.capture_minutes))
 
     @cached_property
     def hash_key(self) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 DEFAULT_NAME_FORMAT = "{Namespace}/{EventHub}/{PartitionId}/{Year}/{Month}/{Day}/{Hour}/{Minute}/{Second}"
 EXAMPLE_REFERENCE_DIR = Path(__file__).parent / "reference" / "example"
-_CHOICES = {"automation": ("stopped", "running"), "estimate_usage": ("off", "on"), "keep_content": ("off", "on"), "cosmos_usage": ("off", "on")}
+_CHOICES = {"automation": ("stopped", "running")} | dict.fromkeys(("estimate_usage", "keep_content", "cosmos_usage", "drain"), ("off", "on"))
 
 
 class SettingsError(ValueError):
@@ -39,6 +39,21 @@ class Settings:
     cosmos_key: str | None = dataclasses.field(default=None, repr=False)
     hash_key: str | None = dataclasses.field(default=None, repr=False)
     storage_connection_string: str | None = dataclasses.field(default=None, repr=False)
+    event_hub_namespace: str | None = None
+    event_hub_name: str | None = None
+    event_hub_consumer_group: str = "$Default"
+    event_hub_connection_string: str | None = dataclasses.field(default=None, repr=False)
+    capture_minutes: int = 15
+    drain: str = "off"
+
+    def __post_init__(self) -> None:
+        """Raises `SettingsError` for settings that only make sense together."""
+        if not self.event_hub_namespace or not self.event_hub_name:
+            for field in ("namespace", "name", "connection_string"):
+                if getattr(self, f"event_hub_{field}"):
+                    raise SettingsError(f"AOAI_EVENT_HUB_{field.upper()} is set: a hub needs both AOAI_EVENT_HUB_NAMESPACE and AOAI_EVENT_HUB_NAME")
+            if self.drain == "on":
+                raise SettingsError("AOAI_DRAIN is 'on', which needs AOAI_EVENT_HUB_NAMESPACE and AOAI_EVENT_HUB_NAME")
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ, **overrides: object) -> "Settings":
@@ -62,6 +77,10 @@ class Settings:
                     valid = False
                 if not valid:
                     raise SettingsError(f"AOAI_MIN_COVERAGE is {text!r}: expected a share from 0 to 1, such as 0.95")
+            elif field.name == "capture_minutes":
+                if not re.fullmatch("[0-9]{1,4}", text):
+                    raise SettingsError(f"AOAI_CAPTURE_MINUTES is {text!r}: expected a number of minutes such as 15")
+                values[field.name] = int(text)
             elif field.name == "billing_currency" and not re.fullmatch("[A-Z]{3}", text):
                 raise SettingsError(f"AOAI_BILLING_CURRENCY is {text!r}: expected an ISO 4217 code such as EUR")
             elif field.name == "cosmos_endpoint" and not re.fullmatch("https?://[^/]+/?", text):

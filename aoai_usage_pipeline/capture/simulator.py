@@ -1,6 +1,7 @@
 """Realistic capture files without a hub: a small company's traffic, with the faults real traffic has. The same arguments give the same bytes."""
 
 import datetime as dt
+import itertools
 import json
 import random
 import uuid
@@ -9,6 +10,7 @@ from typing import Any
 
 from aoai_usage_pipeline.capture import avro
 from aoai_usage_pipeline.capture.names import NameFormat
+from aoai_usage_pipeline.capture.times import culture
 from aoai_usage_pipeline.storage import Changed, ObjectStore
 
 NAMESPACE, HUB, PARTITIONS = "contoso-ehns", "aoai-usage", ("0", "1", "2", "3")
@@ -25,36 +27,41 @@ _HUB_DEPLOYMENTS = (
 _EMBEDDERS = {"sales-assistant", "support-chat", "legal-research"}
 
 
-class _Hub:
-    """Partitions that accept events and number them."""
+def traffic(
+    first: dt.date, last: dt.date, *, requests_per_day: int, seed: int, progress: Callable[[int, int, str], None]
+) -> list[tuple[dt.datetime, str, bytes]]:
+    """The events of requests of the days `first` to `last` as (enqueued at, partition, body), in the order in which they are enqueued."""
+    days = (last - first).days + 1
+    events: list[tuple[dt.datetime, str, bytes]] = []
+    for number in range(days):
+        day = first + dt.timedelta(number)
+        events += _day(day, requests_per_day, random.Random(f"{seed} {day}"))  # noqa: S311 - not for secrets
+        if day.day % 10 == 1:
+            progress(number + 1, days * 2, f"simulated {day}")
+    return sorted(events, key=lambda event: event[:2])
 
-    def __init__(self, first: dt.date) -> None:
-        self.windows: dict[tuple[str, dt.datetime], list[dict[str, Any]]] = {}
-        self._waiting: list[tuple[dt.datetime, str, bytes]] = []
-        self._sequence = dict.fromkeys(PARTITIONS, 0)
-        self._start = dt.datetime.combine(first, dt.time())
 
-    def send(self, partition: str, enqueued_at: dt.datetime, body: bytes) -> None:
-        self._waiting.append((enqueued_at, partition, body))
-
-    def flush(self) -> None:
-        for enqueued_at, partition, body in sorted(self._waiting, key=lambda e: e[:2]):
-            number = self._sequence[partition]
-            self._sequence[partition] += 1
-            # each partition has its own window phase, as in real hubs
-            phase = dt.timedelta(minutes=3 * int(partition), seconds=12)
-            window = self._start + phase + ((enqueued_at - self._start - phase) // _WINDOW) * _WINDOW
-            self.windows.setdefault((partition, window), []).append(
-                {
-                    "SequenceNumber": number,
-                    "Offset": str(number * 688 + 336),
-                    "EnqueuedTimeUtc": _culture(enqueued_at),
-                    "SystemProperties": {"x-opt-enqueued-time": int(enqueued_at.replace(tzinfo=dt.UTC).timestamp() * 1000)},
-                    "Properties": {},
-                    "Body": body,
-                }
-            )
-        self._waiting = []
+def _windows(events: list[tuple[dt.datetime, str, bytes]], first: dt.date) -> dict[tuple[str, dt.datetime], list[dict[str, Any]]]:
+    """The events numbered by their partitions, as records of the windows that Capture would write."""
+    windows: dict[tuple[str, dt.datetime], list[dict[str, Any]]] = {}
+    numbers = {partition: itertools.count() for partition in PARTITIONS}
+    start = dt.datetime.combine(first, dt.time())
+    for enqueued_at, partition, body in events:
+        number = next(numbers[partition])
+        # each partition has its own window phase, as in real hubs
+        phase = dt.timedelta(minutes=3 * int(partition), seconds=12)
+        window = start + phase + ((enqueued_at - start - phase) // _WINDOW) * _WINDOW
+        windows.setdefault((partition, window), []).append(
+            {
+                "SequenceNumber": number,
+                "Offset": str(number * 688 + 336),
+                "EnqueuedTimeUtc": culture(enqueued_at),
+                "SystemProperties": {"x-opt-enqueued-time": int(enqueued_at.replace(tzinfo=dt.UTC).timestamp() * 1000)},
+                "Properties": {},
+                "Body": body,
+            }
+        )
+    return windows
 
 
 def simulate(
@@ -68,19 +75,13 @@ def simulate(
     progress: Callable[[int, int, str], None],
 ) -> tuple[int, int]:
     """Write capture files for requests of the days `first` to `last`; returns (files, files written now). Files that are there already stay."""
-    hub, days = _Hub(first), (last - first).days + 1
-    for number in range(days):
-        day = first + dt.timedelta(number)
-        for at, partition, body in _day(day, requests_per_day, random.Random(f"{seed} {day}")):  # noqa: S311 - not for secrets
-            hub.send(partition, at, body)
-        if day.day % 10 == 1:
-            progress(number + 1, days * 2, f"simulated {day}")
-    hub.flush()
+    days = (last - first).days + 1
+    windows = _windows(traffic(first, last, requests_per_day=requests_per_day, seed=seed, progress=progress), first)
     written = 0
-    for number, ((partition, window), records) in enumerate(sorted(hub.windows.items(), key=lambda item: item[0][1])):
+    for number, ((partition, window), records) in enumerate(sorted(windows.items(), key=lambda item: item[0][1])):
         name = names.name(NAMESPACE, HUB, partition, window)
         content = avro.write(records, sync_marker=uuid.uuid5(uuid.NAMESPACE_URL, name).bytes)
-        if number == len(hub.windows) // 2:
+        if number == len(windows) // 2:
             content = content[: len(content) * 2 // 3]  # one file that was torn on its way
         try:
             store.write(name, content, replacing=None)
@@ -88,9 +89,9 @@ def simulate(
         except Changed:
             pass
         if number % 1000 == 0:
-            progress(days + days * number // len(hub.windows), days * 2, f"wrote {name}")
+            progress(days + days * number // len(windows), days * 2, f"wrote {name}")
     progress(days * 2, days * 2, "capture files written")
-    return len(hub.windows), written
+    return len(windows), written
 
 
 def _day(day: dt.date, requests: int, rng: random.Random) -> Iterator[tuple[dt.datetime, str, bytes]]:
@@ -139,7 +140,7 @@ def _seed_event(at: dt.datetime, rng: random.Random) -> bytes:
     failed = rng.random() < 0.01
     event = {
         "SubscriptionId": caller,
-        "EventTime": _culture(at),
+        "EventTime": culture(at),
         "ServiceName": "apim-contoso-weu",
         "RequestId": str(uuid.UUID(int=rng.getrandbits(128), version=4)),
         "RequestIp": f"203.0.113.{rng.randrange(1, 255)}",
@@ -162,7 +163,7 @@ def _hub_event(at: dt.datetime, rng: random.Random) -> bytes:
     counts: dict[str, Any] = {"promptTokens": prompt, "responseTokens": completion, "totalTokens": prompt + completion}
     event = {
         "id": f"chatcmpl-{rng.getrandbits(96):024x}",
-        "timestamp": _culture(at),
+        "timestamp": culture(at),
         "appId": "NA",
         "subscriptionId": _weighted(rng, _HUB_CALLERS)[0],
         "productName": "AI-Platform",
@@ -179,9 +180,3 @@ def _hub_event(at: dt.datetime, rng: random.Random) -> bytes:
         "cachedTokens": cached,
     }
     return json.dumps(event).encode()
-
-
-def _culture(at: dt.datetime) -> str:
-    """A time as .NET writes it in en-US."""
-    hour = at.hour % 12 or 12
-    return f"{at.month}/{at.day}/{at.year} {hour}:{at:%M:%S} {'AM' if at.hour < 12 else 'PM'}"

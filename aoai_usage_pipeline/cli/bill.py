@@ -36,10 +36,18 @@ def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
         return _bill_as_known(console, pipeline, days, arguments.as_of)
     today = dt.datetime.now(dt.UTC).date()
     pipeline.reference()
-    changed = sorted(pipeline.changed_capture_dates(max(settings.start_date, first - dt.timedelta(1)), today + dt.timedelta(1)))
+
+    def changed_dates() -> list[dt.date]:
+        return sorted(pipeline.changed_capture_dates(max(settings.start_date, first - dt.timedelta(1)), today + dt.timedelta(1)))
+
+    # a drain makes files, and the place for them
+    changed = [] if settings.drain == "on" else changed_dates()
     failures: list[str] = []
     with progress_bar(console, "billing") as progress, _instance(console) as instance:
         pipeline.progress = progress
+        if settings.drain == "on":
+            failures += _run(pipeline, instance, "drain")
+            changed = changed_dates()
         if changed:
             failures += _run(pipeline, instance, "ingest", changed[0], min(changed[-1], today))
         failures += _run(pipeline, instance, "bill", first, last)
@@ -76,8 +84,8 @@ def _print_held(console: "Console", held: dict[dt.date, str]) -> None:
         console.print(f"[bold red]held[/] {day}: {plain(reason)}", soft_wrap=True)
 
 
-def _run(pipeline: Pipeline, instance: Any, job: str, first: dt.date, last: dt.date) -> list[str]:
-    """One Dagster run over a range of days; returns what made it fail."""
+def _run(pipeline: Pipeline, instance: Any, job: str, first: dt.date | None = None, last: dt.date | None = None) -> list[str]:
+    """One Dagster run, over a range of days if one is given; returns what made it fail."""
     from aoai_usage_pipeline.definitions import build_defs
     from aoai_usage_pipeline.defs.common import RANGE_END, RANGE_START
 
@@ -87,7 +95,7 @@ def _run(pipeline: Pipeline, instance: Any, job: str, first: dt.date, last: dt.d
         .execute_in_process(
             instance=instance,
             raise_on_error=False,
-            tags={RANGE_START: str(first), RANGE_END: str(last)},
+            tags={RANGE_START: str(first), RANGE_END: str(last)} if first else {},
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         )
     )

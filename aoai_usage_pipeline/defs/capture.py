@@ -58,6 +58,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         group_name=GROUP,
         owners=OWNERS,
         kinds={"azureblob", "parquet"},
+        deps=["drained_events"],
         metadata=schema_metadata("raw_events", tables.RAW_EVENTS),
     )
     def raw_events(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
@@ -189,7 +190,19 @@ def _look(pipeline: Pipeline, state: _State, start_date: dt.date, today: dt.date
 
 
 def in_flight(instance: dg.DagsterInstance, job: str) -> set[dt.date]:
-    """The days that runs of a job which have not ended are working on.
+    """The days that runs of a job which have not ended are working on."""
+    days: set[dt.date] = set()
+    for run in running(instance, job):
+        if day := run.tags.get("dagster/partition"):
+            days.add(dt.date.fromisoformat(day))
+        elif RANGE_START in run.tags:
+            first, last_day = (dt.date.fromisoformat(run.tags[tag]) for tag in (RANGE_START, RANGE_END))
+            days |= {first + dt.timedelta(n) for n in range((last_day - first).days + 1)}
+    return days
+
+
+def running(instance: dg.DagsterInstance, job: str) -> list[dg.DagsterRun]:
+    """The runs of a job that have not ended.
 
     A run that was killed with its process says nothing any more and never ends by itself: it is reported as failed, which also frees its
     place in the queue.
@@ -198,19 +211,16 @@ def in_flight(instance: dg.DagsterInstance, job: str) -> set[dt.date]:
         dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED,
         dg.DagsterRunStatus.CANCELING,
     ]  # fmt: skip
-    days: set[dt.date] = set()
+    runs = []
     for record in instance.get_run_records(dg.RunsFilter(job_name=job, statuses=statuses)):
         run = record.dagster_run
         said = [event.timestamp for event in instance.get_records_for_run(run.run_id, limit=1, ascending=False).records]
         heard = max([record.update_timestamp.timestamp(), *said])
         if run.status != dg.DagsterRunStatus.QUEUED and heard < time.time() - SILENCE_SECONDS:
             instance.report_run_failed(run, f"Nothing was heard of the run for {SILENCE_SECONDS // 60} minutes: its process is gone.")
-        elif day := run.tags.get("dagster/partition"):
-            days.add(dt.date.fromisoformat(day))
-        elif RANGE_START in run.tags:
-            first, last_day = (dt.date.fromisoformat(run.tags[tag]) for tag in (RANGE_START, RANGE_END))
-            days |= {first + dt.timedelta(n) for n in range((last_day - first).days + 1)}
-    return days
+        else:
+            runs.append(run)
+    return runs
 
 
 def _due(wanted: Mapping[dt.date, str], asked: dict[str, tuple[str, int]], running: set[dt.date]) -> tuple[list[dt.date], list[dt.date]]:

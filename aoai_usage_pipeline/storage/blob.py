@@ -27,7 +27,7 @@ class BlobStore:
     """
 
     def __init__(self, url: str, connection_string: str | None = None, *, create: bool) -> None:
-        account_url, container, folder = _split(url)
+        account_url, container, folder = split(url)
         self.url = url.rstrip("/")
         self._folder = f"{folder}/" if folder else ""
         self._container = _container_client(account_url, container, connection_string)
@@ -138,23 +138,24 @@ def _plain(etag: str) -> str:
     return etag.strip('"')
 
 
-def _split(url: str) -> tuple[str, str, str]:
+def split(url: str) -> tuple[str, str, str]:
     """Account URL, container and folder; emulators put the account into the path."""
     parts = urllib.parse.urlsplit(url)
     path = [urllib.parse.unquote(part) for part in parts.path.split("/") if part]
-    account = [] if _is_azure(url) else path[:1]
+    account = [] if is_azure(url) else path[:1]
     rest = path[len(account) :]
     if not rest:
         raise StorageError(f"{url} names no container: expected https://<account>.blob.core.windows.net/<container>")
     return "/".join([f"{parts.scheme}://{parts.netloc}", *account]), rest[0], "/".join(rest[1:])
 
 
-def _is_azure(url: str) -> bool:
+def is_azure(url: str) -> bool:
+    """Whether the URL is one of Azure's and not an emulator's."""
     return ".blob." in (urllib.parse.urlsplit(url).hostname or "")
 
 
 def _container_client(account_url: str, container: str, connection_string: str | None) -> ContainerClient:
-    if _is_azure(account_url):
+    if is_azure(account_url):
         from azure.identity import DefaultAzureCredential
 
         return ContainerClient(account_url, container, credential=DefaultAzureCredential())
