@@ -187,24 +187,27 @@ class Cosmos:
             yield from page
 
     def _send_all(self, container: Container, batches: "Iterator[tuple[Key, list[_Operation]]]", tally: "_Tally") -> None:
-        lock, stop = threading.Lock(), threading.Event()
+        lock, errors = threading.Lock(), list[BaseException]()
 
         def work() -> None:
-            while not stop.is_set():
+            while not errors:
                 try:
                     with lock:
                         batch = next(batches, None)
                     if batch is None:
                         return
                     self._send(container, *batch, tally)
-                except BaseException:
-                    stop.set()
-                    raise
+                except BaseException as error:
+                    errors.append(error)
 
         with ThreadPoolExecutor(_REQUESTS) as pool:
-            workers = [pool.submit(work) for _ in range(_REQUESTS)]
-        for worker in workers:
-            worker.result()
+            for _ in range(_REQUESTS):
+                pool.submit(work)
+        if errors:
+            try:
+                raise errors[0]
+            finally:
+                errors.clear()  # an error that is held by a frame of its own traceback keeps the database connection alive
 
     def _send(self, container: Container, key: Key, operations: "list[_Operation]", tally: "_Tally") -> None:
         proxy = self._container(container)
