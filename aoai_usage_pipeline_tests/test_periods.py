@@ -223,21 +223,39 @@ def test_closed_lines_and_corrections_are_always_what_is_billed_without_closing(
         assert rows(closing, total) == rows(open_, total)
 
 
-def test_the_command_line_closes_and_states(pipeline, aoai_usage, monkeypatch):
+@pytest.fixture
+def command(pipeline, aoai_usage, monkeypatch):
+    """Run the command line on the pipeline's lake."""
     for name, value in dataclasses.asdict(pipeline.settings).items():
         if name in ("capture_url", "lake_url", "warehouse_path", "reference_dir"):
             monkeypatch.setenv(f"AOAI_{name.upper()}", str(value))
     monkeypatch.setenv("AOAI_START_DATE", str(pipeline.settings.start_date))
-    code, _, err = aoai_usage("close", "2026-09")
+    return aoai_usage
+
+
+def test_what_billing_again_does_not_change_is_not_advised_to_be_billed(pipeline, command):
+    pipeline.close("2026-08")
+    captured(pipeline, 2, AUGUST, "late", 500, 0)
+    billed(pipeline)
+    [[correction]] = rows(pipeline, "SELECT line_id FROM daily_billing WHERE charge_class IS NOT NULL")
+    target = Path(pipeline.settings.lake_url).parent / "requests.csv"
+    code, out, _ = command("explain", correction, "--csv", str(target))
+    assert code == 1
+    assert "not explained the line corrects the closed month 2026-08" in out and "aoai-usage bill" not in out
+    assert f"Nothing was written to {target}" in out and not target.exists()
+
+
+def test_the_command_line_closes_and_states(pipeline, command):
+    code, _, err = command("close", "2026-09")
     assert code == 2
     assert "2026-08 is still open: close it first" in err
-    code, out, _ = aoai_usage("close", "2026-08")
+    code, out, _ = command("close", "2026-08")
     assert code == 0
     assert "2026-08 is closed: 2 lines" in out
     target = Path(pipeline.settings.lake_url).parent / "lines.csv"
-    code, out, _ = aoai_usage("statement", "2026-08", "--cost-center", "CC-1", "--csv", str(target))
+    code, out, _ = command("statement", "2026-08", "--cost-center", "CC-1", "--csv", str(target))
     assert code == 0
     assert "Statement 2026-08, closed" in out
     assert "gpt-4o 2024-11-20 GlobalStandard input: 1,000 x 2.5 / 1,000,000 = 0.0025 USD" in out
     assert target.read_text().splitlines()[0].startswith("cost_center,currency,deployment")
-    assert aoai_usage("statement", "2026-07")[0] == 2
+    assert command("statement", "2026-07")[0] == 2
