@@ -245,6 +245,14 @@ def test_what_billing_again_does_not_change_is_not_advised_to_be_billed(pipeline
     assert f"Nothing was written to {target}" in out and not target.exists()
 
 
+def test_a_preliminary_statement_says_which_days_it_does_not_have_yet(pipeline, command):
+    assert "not up to date" not in command("statement", "2026-09")[1]
+    captured(pipeline, 2, SEPTEMBER, "late", 500, 0)
+    pipeline.ingest([dt.date(2026, 10, 1)])
+    assert "not up to date 1 days up to the end of 2026-09: aoai-usage bill --from 2026-09-10 --to 2026-09-10" in command("statement", "2026-09")[1]
+    assert "not up to date" not in command("statement", "2026-08")[1]
+
+
 def test_the_command_line_closes_and_states(pipeline, command):
     code, _, err = command("close", "2026-09")
     assert code == 2
