@@ -223,7 +223,7 @@ class Pipeline:
 
     @contextlib.contextmanager
     def _rebilled(self, days: Sequence[dt.date], reference: "Reference") -> "Iterator[DuckDBPyConnection]":
-        """A connection whose `daily_billing` has the lines of those days that have enriched usage, with this reference data."""
+        """A connection whose `daily_billing` has the lines of those days that have enriched usage, with this reference data, closed or not."""
         from aoai_usage_pipeline.billing.days import DailyTables
         from aoai_usage_pipeline.lake import engine
 
@@ -233,7 +233,7 @@ class Pipeline:
         wanted = sorted(set(days) & set(enrichment.days.existing()))
         with engine.connect(self.lake.staging()) as db:
             if wanted:
-                stage.make(db, dict.fromkeys(wanted, ""))
+                stage.rate(db, wanted, reference)
             else:
                 db.execute(f"CREATE TABLE daily_billing AS {tables.empty_select(tables.DAILY_BILLING)}")
             yield db

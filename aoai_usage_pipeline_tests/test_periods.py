@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aoai_usage_pipeline.billing.days import DailyTables
 from aoai_usage_pipeline.billing.periods import Periods
+from aoai_usage_pipeline.billing.what_if import Only, Scenario
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline_tests.support import (
     PRICE_BOOK,
@@ -19,6 +20,7 @@ from aoai_usage_pipeline_tests.support import (
     blob_name,
     capture_file,
     chat,
+    hub_event,
     installation,
     put,
     reference,
@@ -135,6 +137,7 @@ def test_a_month_with_unpriced_usage_is_closed_only_when_that_is_accepted(pipeli
         (AUGUST.date(), "2026-09", "sales", "output", -100, None, "Correction", "2026-08"),
         (AUGUST.date(), "2026-09", "sales", "output", 100, per_million(100, "10"), "Correction", "2026-08"),
     ]
+    assert pipeline.unpriced([AUGUST.date(), SEPTEMBER.date()], pipeline.reference()) == []
 
 
 def test_a_run_that_began_before_the_month_was_closed_makes_its_day_again(pipeline, monkeypatch):
@@ -183,6 +186,19 @@ def test_a_closed_line_and_its_correction_are_explained_as_what_they_are(pipelin
     assert "the line corrects the closed month 2026-08" in said["input", "Correction"]
     assert "the month is closed and the line stands as it was" in said["input", None]
     assert said["output", None] is None
+
+
+def test_usage_of_a_closed_month_is_compared_like_any_other(pipeline):
+    window = dt.datetime(2026, 10, 1, 5)
+    event = Captured(hub_event("named", AUGUST, 1000, 100, 1100, deploymentName="chat", gatewayName="apim"), window, 2)
+    put(pipeline.settings.capture_url, blob_name(window), capture_file([event]))
+    billed(pipeline)
+    days = [FIRST + dt.timedelta(n) for n in range(61)]
+    before = pipeline.what_if(days, Scenario.of("model:gpt-4o"), Only())
+    costs = pipeline.rebill(days, pipeline.reference())
+    pipeline.close("2026-08")
+    assert pipeline.what_if(days, Scenario.of("model:gpt-4o"), Only()) == before
+    assert pipeline.rebill(days, pipeline.reference()) == costs
 
 
 EVENTS = st.lists(

@@ -234,7 +234,7 @@ def compare(
         fixed = _fixed(db, stage, known, reference, days, groups, only)
     scenario = _priced(reference, scenario, notes)
     targets = {group.id: _target(group, scenario, fixed) for group in groups}
-    rated = _rated(db, stage, known, groups, {id_: to for id_, to in targets.items() if not isinstance(to, str)}, notes)
+    rated = _rated(db, stage, known, reference, groups, {id_: to for id_, to in targets.items() if not isinstance(to, str)}, notes)
     outcomes: dict[int, _Outcome] = {id_: target for id_, target in targets.items() if isinstance(target, str)} | rated
     found = _Lines()
     if scenario.kind == PAYG:
@@ -321,6 +321,7 @@ def _rated(
     db: duckdb.DuckDBPyConnection,
     stage: DailyTables,
     known: Sequence[dt.date],
+    reference: Reference,
     groups: Sequence[_Group],
     targets: Mapping[int, _As],
     notes: list[str],
@@ -332,7 +333,7 @@ def _rated(
     db.execute("CREATE TABLE target AS SELECT * FROM priced_as")
     other = "t.model AS model, t.model_version AS model_version, t.deployment_sku AS deployment_sku, CAST(id AS VARCHAR) AS deployment"
     rewritten = f"(SELECT u.* EXCLUDE (id, unpriced) REPLACE ({other}) FROM used AS u JOIN target AS t USING (id))"
-    stage.make(db, dict.fromkeys(known, ""), rewritten)
+    stage.rate(db, known, reference, rewritten)
     meters = ", ".join(engine.literal(meter) for meter in _CAPACITY_METERS)
     select = f"""SELECT CAST(deployment AS BIGINT), meter, currency, pricing_status, CAST(sum(quantity) AS BIGINT), sum(cost) FROM daily_billing
         WHERE meter NOT IN ({meters}) GROUP BY ALL ORDER BY ALL"""
