@@ -30,6 +30,7 @@ LIST_PRICE, LIST_CURRENCY = Decimal("1.00"), "USD"
 _KEY = ("usage_date", "deployment", "model", "model_version", "deployment_sku", "region", "service_tier", "context_band", "currency", "unpriced")
 _UNCACHED = "CAST(coalesce(sum(coalesce(prompt_tokens, 0) - coalesce(cached_tokens, 0)), 0) AS BIGINT)"
 _OUTPUT = "CAST(coalesce(sum(completion_tokens), 0) AS BIGINT)"
+_TOOLS = ("web_search", "file_search", "code_interpreter")
 _CAPACITY_METERS = (capacity.PROVISIONED, capacity.IDLE, capacity.UNUSED)
 _MADE_UP = "what-if"
 
@@ -298,7 +299,9 @@ def _target(group: _Group, scenario: Scenario, fixed: _Fixed) -> _As | str:
 
 def _priced(reference: Reference, scenario: Scenario, notes: list[str]) -> Scenario:
     """The scenario with the version of its model. Raises ValueError when the price book has no row that it could use."""
-    if scenario.kind == PAYG and not any(row.values["deployment_sku"] in (None, scenario.deployment_sku) for row in reference.price_book):
+    # prices of built-in tools are often for every deployment type, and price no token
+    rows = (row.values for row in reference.price_book if not str(row.values["meter"]).startswith(_TOOLS))
+    if scenario.kind == PAYG and not any(row["deployment_sku"] in (None, scenario.deployment_sku) for row in rows):
         raise ValueError(f"the price book has no row of deployment type {scenario.deployment_sku}")
     if scenario.kind == BATCH:
         notes.append("Batch answers from files within 24 hours: only work that can wait can move there.")
