@@ -64,6 +64,18 @@ class Unpriced:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Unpaid:
+    """Usage of a provisioned deployment that is free by the token, on days on which `capacity.csv` does not have the deployment."""
+
+    gateway: str | None
+    deployment: str
+    deployment_sku: str
+    days: int
+    first: dt.date
+    last: dt.date
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Known:
     """A bill as it was known: the reference data, since when it was in use, the published file, and the days that could not be made."""
 
@@ -243,6 +255,21 @@ class Pipeline:
                 FROM daily_billing WHERE pricing_status IN ('unpriced', 'fallback') GROUP BY ALL ORDER BY ALL"""
             return [Unpriced(*row[:-1], tuple(row[-1] or ())) for row in db.execute(select).fetchall()]
 
+    def unpaid(self, days: Sequence[dt.date], reference: "Reference") -> list[Unpaid]:
+        """The provisioned deployments whose usage costs nothing, neither by the token nor by the hour. Writes nothing."""
+        from aoai_usage_pipeline.reference.capacity import PROVISIONED_SKUS
+
+        with self._rebilled(days, reference) as db:
+            select = """SELECT DISTINCT gateway, deployment, deployment_sku, usage_date FROM daily_billing
+                WHERE list_contains(?, deployment_sku) AND unit_price = 0 AND deployment IS NOT NULL ORDER BY ALL"""
+            used = db.execute(select, [list(PROVISIONED_SKUS)]).fetchall()
+        free: dict[tuple[str | None, str, str], list[dt.date]] = {}
+        for gateway, deployment, sku, day in used:
+            paid = (row for row in reference.capacity if row.deployment == deployment and row.gateway in (None, gateway))
+            if not any(row.on(day) for row in paid):
+                free.setdefault((gateway, deployment, sku), []).append(day)
+        return [Unpaid(*key, len(found), found[0], found[-1]) for key, found in free.items()]
+
     def what_if(self, days: Sequence[dt.date], scenario: "Scenario", only: "Only") -> "Comparison":
         """What the enriched usage of days would cost under another arrangement, beside what it was billed. Writes nothing. Raises ValueError."""
         from aoai_usage_pipeline.billing.days import DailyTables
@@ -257,7 +284,7 @@ class Pipeline:
 
     @contextlib.contextmanager
     def _rebilled(self, days: Sequence[dt.date], reference: "Reference") -> "Iterator[DuckDBPyConnection]":
-        """A connection whose `daily_billing` has the lines of those days that have enriched usage, with this reference data."""
+        """A connection whose `daily_billing` has the lines of those days that have enriched usage, with this reference data, closed or not."""
         from aoai_usage_pipeline.billing.days import DailyTables
         from aoai_usage_pipeline.lake import engine
 
@@ -267,7 +294,7 @@ class Pipeline:
         wanted = sorted(set(days) & set(enrichment.days.existing()))
         with engine.connect(self.lake.staging()) as db:
             if wanted:
-                stage.make(db, dict.fromkeys(wanted, ""))
+                stage.rate(db, wanted, reference)
             else:
                 db.execute(f"CREATE TABLE daily_billing AS {tables.empty_select(tables.DAILY_BILLING)}")
             yield db

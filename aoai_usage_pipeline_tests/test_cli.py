@@ -74,6 +74,14 @@ def test_bill_reads_every_newer_file_so_late_events_are_in_it(root: Path, aoai_u
     assert lines(out, "Total")[0][2:4] == ["2", "11"]
 
 
+def test_bill_names_other_days_whose_late_events_it_read(root: Path, aoai_usage: Run) -> None:
+    capture(root, DAY + HOUR, seed_event("a", DAY, chat(10, 0)), seed_event("late", DAY - 40 * ONE_DAY, chat(10, 0)))
+    code, out, _ = aoai_usage("bill", "--from", "2026-10-05", "--to", "2026-10-05")
+    assert code == 0
+    assert "not up to date 1 days outside of this bill: aoai-usage bill --from 2026-08-26 --to 2026-08-26" in out
+    assert "not up to date" not in aoai_usage("bill", "--from", "2026-08-26", "--to", "2026-10-05")[1]
+
+
 def test_bill_of_nothing_says_so(root: Path, aoai_usage: Run) -> None:
     code, out, _ = aoai_usage("bill", "--from", "2026-10-05", "--to", "2026-10-06")
     assert code == 0

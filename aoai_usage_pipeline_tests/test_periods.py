@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aoai_usage_pipeline.billing.days import DailyTables
 from aoai_usage_pipeline.billing.periods import Periods
+from aoai_usage_pipeline.billing.what_if import Only, Scenario
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline_tests.support import (
     PRICE_BOOK,
@@ -19,6 +20,7 @@ from aoai_usage_pipeline_tests.support import (
     blob_name,
     capture_file,
     chat,
+    hub_event,
     installation,
     put,
     reference,
@@ -135,6 +137,7 @@ def test_a_month_with_unpriced_usage_is_closed_only_when_that_is_accepted(pipeli
         (AUGUST.date(), "2026-09", "sales", "output", -100, None, "Correction", "2026-08"),
         (AUGUST.date(), "2026-09", "sales", "output", 100, per_million(100, "10"), "Correction", "2026-08"),
     ]
+    assert pipeline.unpriced([AUGUST.date(), SEPTEMBER.date()], pipeline.reference()) == []
 
 
 def test_a_run_that_began_before_the_month_was_closed_makes_its_day_again(pipeline, monkeypatch):
@@ -185,6 +188,19 @@ def test_a_closed_line_and_its_correction_are_explained_as_what_they_are(pipelin
     assert said["output", None] is None
 
 
+def test_usage_of_a_closed_month_is_compared_like_any_other(pipeline):
+    window = dt.datetime(2026, 10, 1, 5)
+    event = Captured(hub_event("named", AUGUST, 1000, 100, 1100, deploymentName="chat", gatewayName="apim"), window, 2)
+    put(pipeline.settings.capture_url, blob_name(window), capture_file([event]))
+    billed(pipeline)
+    days = [FIRST + dt.timedelta(n) for n in range(61)]
+    before = pipeline.what_if(days, Scenario.of("model:gpt-4o"), Only())
+    costs = pipeline.rebill(days, pipeline.reference())
+    pipeline.close("2026-08")
+    assert pipeline.what_if(days, Scenario.of("model:gpt-4o"), Only()) == before
+    assert pipeline.rebill(days, pipeline.reference()) == costs
+
+
 EVENTS = st.lists(
     st.tuples(st.sampled_from([AUGUST, SEPTEMBER]), st.integers(1, 900), st.integers(0, 90), st.sampled_from(["sales", "hr"])), max_size=4
 )
@@ -223,21 +239,47 @@ def test_closed_lines_and_corrections_are_always_what_is_billed_without_closing(
         assert rows(closing, total) == rows(open_, total)
 
 
-def test_the_command_line_closes_and_states(pipeline, aoai_usage, monkeypatch):
+@pytest.fixture
+def command(pipeline, aoai_usage, monkeypatch):
+    """Run the command line on the pipeline's lake."""
     for name, value in dataclasses.asdict(pipeline.settings).items():
         if name in ("capture_url", "lake_url", "warehouse_path", "reference_dir"):
             monkeypatch.setenv(f"AOAI_{name.upper()}", str(value))
     monkeypatch.setenv("AOAI_START_DATE", str(pipeline.settings.start_date))
-    code, _, err = aoai_usage("close", "2026-09")
+    return aoai_usage
+
+
+def test_what_billing_again_does_not_change_is_not_advised_to_be_billed(pipeline, command):
+    pipeline.close("2026-08")
+    captured(pipeline, 2, AUGUST, "late", 500, 0)
+    billed(pipeline)
+    [[correction]] = rows(pipeline, "SELECT line_id FROM daily_billing WHERE charge_class IS NOT NULL")
+    target = Path(pipeline.settings.lake_url).parent / "requests.csv"
+    code, out, _ = command("explain", correction, "--csv", str(target))
+    assert code == 1
+    assert "not explained the line corrects the closed month 2026-08" in out and "aoai-usage bill" not in out
+    assert f"Nothing was written to {target}" in out and not target.exists()
+
+
+def test_a_preliminary_statement_says_which_days_it_does_not_have_yet(pipeline, command):
+    assert "not up to date" not in command("statement", "2026-09")[1]
+    captured(pipeline, 2, SEPTEMBER, "late", 500, 0)
+    pipeline.ingest([dt.date(2026, 10, 1)])
+    assert "not up to date 1 days up to the end of 2026-09: aoai-usage bill --from 2026-09-10 --to 2026-09-10" in command("statement", "2026-09")[1]
+    assert "not up to date" not in command("statement", "2026-08")[1]
+
+
+def test_the_command_line_closes_and_states(pipeline, command):
+    code, _, err = command("close", "2026-09")
     assert code == 2
     assert "2026-08 is still open: close it first" in err
-    code, out, _ = aoai_usage("close", "2026-08")
+    code, out, _ = command("close", "2026-08")
     assert code == 0
     assert "2026-08 is closed: 2 lines" in out
     target = Path(pipeline.settings.lake_url).parent / "lines.csv"
-    code, out, _ = aoai_usage("statement", "2026-08", "--cost-center", "CC-1", "--csv", str(target))
+    code, out, _ = command("statement", "2026-08", "--cost-center", "CC-1", "--csv", str(target))
     assert code == 0
     assert "Statement 2026-08, closed" in out
     assert "gpt-4o 2024-11-20 GlobalStandard input: 1,000 x 2.5 / 1,000,000 = 0.0025 USD" in out
     assert target.read_text().splitlines()[0].startswith("cost_center,currency,deployment")
-    assert aoai_usage("statement", "2026-07")[0] == 2
+    assert command("statement", "2026-07")[0] == 2

@@ -793,6 +793,24 @@ def test_check_names_a_missing_exchange_rate_and_no_missing_price(root: Path, pr
     assert out.count("its price is in USD, and exchange_rates.csv has no rate to EUR then") == 2 and "other usage" not in out
 
 
+def test_check_names_provisioned_deployments_that_nothing_pays_for(root: Path, prices: Run) -> None:
+    sku = "GlobalProvisionedManaged"
+    folder = root / "reference"
+    (folder / "deployments.csv").write_text((folder / "deployments.csv").read_text().replace("GlobalStandard", sku))
+    free = {"deployment_sku": sku, "unit_price": "0"}
+    book(folder, line(**free), line("out", meter="output", **free))
+    pipeline = support.installation(root)
+    pipeline.enrich([DAY.date()])
+    code, out, _ = prices("check", "--to", "2026-11-01")
+    assert code == 1
+    assert f"no capacity chat ({sku}, gateway hub): used on 1 days from 2026-10-05 to 2026-10-05" in out and "1 findings" in out
+    capacity = "deployment,ptus,hourly_price,currency,effective_from\nchat,15,1.00,USD,2026-10-0{}\n"
+    (folder / "capacity.csv").write_text(capacity.format(6))
+    assert prices("check", "--to", "2026-11-01")[0] == 1
+    (folder / "capacity.csv").write_text(capacity.format(5))
+    assert prices("check", "--to", "2026-11-01")[0] == 0
+
+
 def test_check_names_missing_periods_and_jumps(root: Path, prices: Run) -> None:
     good = line(effective_to="2025-01-01"), line("b", effective_from="2025-01-01", unit_price="0.0075"), line("out", meter="output")
     book(root / "reference", *good)

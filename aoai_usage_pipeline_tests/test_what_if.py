@@ -280,6 +280,12 @@ def test_by_the_token_instead_of_capacity_breaks_even_at_the_usage_that_costs_as
         ask(billed, "payg:Nowhere")
 
 
+def test_a_price_of_tools_for_every_type_does_not_make_a_type_known(tmp_path):
+    tools = PRICES + "tools,*,*,*,,,,web_search_calls,14,1000,USD\n"
+    with pytest.raises(ValueError, match="no row of deployment type Nowhere"):
+        ask(lake(tmp_path, call("ptu", MILLION), price_book=tools, capacity=CAPACITY), "payg:Nowhere")
+
+
 def test_a_deployment_with_usage_without_a_price_keeps_its_whole_capacity(tmp_path):
     both = CAPACITY + f"hub,ptu-o3,15,1.00,USD,{GLOBAL}\n"
     found = ask(lake(tmp_path, call("ptu", MILLION), call("ptu-o3", MILLION), capacity=both), "payg")

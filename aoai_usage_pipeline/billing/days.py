@@ -330,10 +330,19 @@ class DailyTables(_Stage):
         """SQL: the FROM item of the days' enriched usage, which must exist."""
         return engine.read_parquet(self._enrichment.days.paths(list(days)))
 
-    def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str], source: str | None = None) -> dict[dt.date, str]:
-        """Compute the days, from another FROM item with the columns of `enriched_usage` where one is given."""
+    def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str]) -> dict[dt.date, str]:
+        self._closed = self._periods.closed()
+        reference = self._load_reference()
+        unbalanced = self.rate(db, days, reference)
+        correct(db, self._periods, self._closed, days)
+        return self._unbalanced(db, days) | unbalanced | self._overtaken(days, reference)
+
+    def rate(self, db: duckdb.DuckDBPyConnection, days: Iterable[dt.date], reference: Reference, source: str | None = None) -> dict[dt.date, str]:
+        """Compute the days as if no month was closed, from another FROM item with the columns of `enriched_usage` where one is given.
+
+        Returns the days whose fixed costs cannot be computed, with the reason.
+        """
         db.execute(f"CREATE VIEW enriched AS SELECT * FROM {source or self.source(days)}")
-        reference, self._closed = self._load_reference(), self._periods.closed()
         match.load_reference(db, reference)
         own = ", ".join(tables.DIMENSIONS)
         no_tokens = "coalesce(prompt_tokens, completion_tokens) IS NULL"
@@ -356,8 +365,11 @@ class DailyTables(_Stage):
         unbalanced = fixed_costs.load_lines(db, reference, days)
         for table, columns, select in (("daily_usage", tables.DAILY_USAGE, usage), ("daily_billing", tables.DAILY_BILLING, billing)):
             db.execute(f"CREATE TABLE {table} AS SELECT {tables.select_list(columns)} FROM ({select}) ORDER BY ALL")
-        correct(db, self._periods, self._closed, days)
-        held = self._unbalanced(db, days) | unbalanced
+        return unbalanced
+
+    def _overtaken(self, days: Iterable[dt.date], reference: Reference) -> dict[dt.date, str]:
+        """The days whose enriched usage was replaced meanwhile, or was made with other reference data."""
+        held: dict[dt.date, str] = {}
         for day in days:
             footer, etag = self._enrichment.days.footer(day)
             if etag != self._sources[day][1]:

@@ -137,10 +137,14 @@ class Fixed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Explanation:
-    """A line with exactly one of: why it cannot be explained (`outdated`), its price, why it has none, or its fixed cost."""
+    """A line with exactly one of: why it cannot be explained (`outdated`), its price, why it has none, or its fixed cost.
+
+    `settled` says of the first that it is so for good: billing the day again does not change it.
+    """
 
     line: Line
     outdated: str | None = None
+    settled: bool = False
     price: Price | None = None
     no_price: NoPrice | None = None
     fixed: Fixed | None = None
@@ -222,12 +226,14 @@ class Bills:
         """Everything that made the line, and one page of its requests. Raises ValueError when there is no such page."""
         if line["charge_class"]:
             month = f"the closed month {line['correction_of']}"
-            return Explanation(line, f"the line corrects {month}: it is what the usage costs today, less what {month} and earlier corrections have")
+            what = f"the line corrects {month}: it is what the usage costs today, less what {month} and earlier corrections have"
+            return Explanation(line, what, settled=True)
         if outdated := self._outdated(line["usage_date"]):
             return Explanation(line, outdated)
         found = self._explained(line, page)
         if not found.adds_up and line["billing_period"] in Periods(self._lake).closed():
-            return Explanation(line, "the month is closed and the line stands as it was; what is known today differs and is in correction lines")
+            what = "the month is closed and the line stands as it was; what is known today differs and is in correction lines"
+            return Explanation(line, what, settled=True)
         return found
 
     def _explained(self, line: Line, page: int) -> Explanation:

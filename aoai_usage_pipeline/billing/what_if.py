@@ -30,6 +30,7 @@ LIST_PRICE, LIST_CURRENCY = Decimal("1.00"), "USD"
 _KEY = ("usage_date", "deployment", "model", "model_version", "deployment_sku", "region", "service_tier", "context_band", "currency", "unpriced")
 _UNCACHED = "CAST(coalesce(sum(coalesce(prompt_tokens, 0) - coalesce(cached_tokens, 0)), 0) AS BIGINT)"
 _OUTPUT = "CAST(coalesce(sum(completion_tokens), 0) AS BIGINT)"
+_TOOLS = ("web_search", "file_search", "code_interpreter")
 _CAPACITY_METERS = (capacity.PROVISIONED, capacity.IDLE, capacity.UNUSED)
 _MADE_UP = "what-if"
 
@@ -234,7 +235,7 @@ def compare(
         fixed = _fixed(db, stage, known, reference, days, groups, only)
     scenario = _priced(reference, scenario, notes)
     targets = {group.id: _target(group, scenario, fixed) for group in groups}
-    rated = _rated(db, stage, known, groups, {id_: to for id_, to in targets.items() if not isinstance(to, str)}, notes)
+    rated = _rated(db, stage, known, reference, groups, {id_: to for id_, to in targets.items() if not isinstance(to, str)}, notes)
     outcomes: dict[int, _Outcome] = {id_: target for id_, target in targets.items() if isinstance(target, str)} | rated
     found = _Lines()
     if scenario.kind == PAYG:
@@ -298,7 +299,9 @@ def _target(group: _Group, scenario: Scenario, fixed: _Fixed) -> _As | str:
 
 def _priced(reference: Reference, scenario: Scenario, notes: list[str]) -> Scenario:
     """The scenario with the version of its model. Raises ValueError when the price book has no row that it could use."""
-    if scenario.kind == PAYG and not any(row.values["deployment_sku"] in (None, scenario.deployment_sku) for row in reference.price_book):
+    # prices of built-in tools are often for every deployment type, and price no token
+    rows = (row.values for row in reference.price_book if not str(row.values["meter"]).startswith(_TOOLS))
+    if scenario.kind == PAYG and not any(row["deployment_sku"] in (None, scenario.deployment_sku) for row in rows):
         raise ValueError(f"the price book has no row of deployment type {scenario.deployment_sku}")
     if scenario.kind == BATCH:
         notes.append("Batch answers from files within 24 hours: only work that can wait can move there.")
@@ -321,6 +324,7 @@ def _rated(
     db: duckdb.DuckDBPyConnection,
     stage: DailyTables,
     known: Sequence[dt.date],
+    reference: Reference,
     groups: Sequence[_Group],
     targets: Mapping[int, _As],
     notes: list[str],
@@ -332,7 +336,7 @@ def _rated(
     db.execute("CREATE TABLE target AS SELECT * FROM priced_as")
     other = "t.model AS model, t.model_version AS model_version, t.deployment_sku AS deployment_sku, CAST(id AS VARCHAR) AS deployment"
     rewritten = f"(SELECT u.* EXCLUDE (id, unpriced) REPLACE ({other}) FROM used AS u JOIN target AS t USING (id))"
-    stage.make(db, dict.fromkeys(known, ""), rewritten)
+    stage.rate(db, known, reference, rewritten)
     meters = ", ".join(engine.literal(meter) for meter in _CAPACITY_METERS)
     select = f"""SELECT CAST(deployment AS BIGINT), meter, currency, pricing_status, CAST(sum(quantity) AS BIGINT), sum(cost) FROM daily_billing
         WHERE meter NOT IN ({meters}) GROUP BY ALL ORDER BY ALL"""

@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aoai_usage_pipeline.cli.console import EXACT, add_range, moment, money, open_console, plain, progress_bar, usage_dates
+from aoai_usage_pipeline.cli.console import EXACT, add_range, moment, money, open_console, plain, print_stale, progress_bar, usage_dates
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings
 
@@ -55,6 +55,8 @@ def _bill(arguments: argparse.Namespace, settings: Settings) -> int:
         _print_bill(console, settings, first, last, published=not failures)
     held = {day: reason for reasons in pipeline.held().values() for day, reason in reasons.items() if day in set(days)}
     _print_held(console, held)
+    if others := pipeline.stale_usage_dates().keys() - set(days) - held.keys():
+        print_stale(console, others, "days outside of this bill")
     for failure in failures:
         console.print(f"[bold red]failed[/] {plain(failure)}", soft_wrap=True)
     return 1 if held or failures else 0

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import datetime as dt
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +73,13 @@ def progress_bar(console: "Console", title: str) -> Iterator[Any]:
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total, what: bar.update(task, completed=done, total=total, description=what)
+
+
+def print_stale(console: "Console", days: Iterable[dt.date], what: str) -> None:
+    """Say which days have events, prices or fixed costs that their bill does not have yet."""
+    days = sorted(days)
+    remedy = f"aoai-usage bill --from {days[0]} --to {days[-1]}"
+    console.print(f"[yellow]not up to date[/] {len(days)} {what}: {remedy}", soft_wrap=True)
 
 
 def money(cost: Decimal) -> str:

@@ -54,6 +54,8 @@ def _explain(arguments: argparse.Namespace, settings: Settings) -> int:
     for text in _text(explanation):
         console.print(text, soft_wrap=True)
     if explanation.outdated:
+        if arguments.csv:
+            console.print(f"Nothing was written to {plain(str(arguments.csv))}.", soft_wrap=True)
         return 1
     if arguments.csv:
         count = bills.write_parts(explanation, arguments.csv)
@@ -80,7 +82,8 @@ def _text(explanation: "Explanation") -> Iterator[str]:
     line = explanation.line
     day = line["usage_date"]
     if explanation.outdated:
-        yield f"[bold red]not explained[/] {explanation.outdated}. Bring it up to date first: aoai-usage bill --from {day} --to {day}"
+        remedy = "" if explanation.settled else f". Bring it up to date first: aoai-usage bill --from {day} --to {day}"
+        yield f"[bold red]not explained[/] {explanation.outdated}{remedy}"
     total = f"{digits(line['quantity'])} {plain(line['meter'])}, {_cost(line)}"
     yield f"[bold]Line {line['line_id']}[/] of {day}, billed in {line['billing_period']}: {total}"
     yield f"  owner       {_named(line, ('cost_center', 'team', 'department'))}"

@@ -179,6 +179,13 @@ def _check(arguments: argparse.Namespace, settings: Settings) -> int:
         found += use.status == "unpriced"
         for line in _describe(use, reference):
             console.print(line, soft_wrap=True)
+    for free in pipeline.unpaid(days, reference):
+        found += 1
+        console.print(
+            f"[bold red]no capacity[/] {plain(free.deployment)} ({free.deployment_sku}, gateway {plain(free.gateway or '-')}): "
+            f"used on {free.days} days from {free.first} to {free.last}, when capacity.csv does not have it: this usage costs nothing",
+            soft_wrap=True,
+        )
     for pair in missing_periods(reference.price_book):
         found += 1
         console.print(
@@ -193,7 +200,7 @@ def _check(arguments: argparse.Namespace, settings: Settings) -> int:
             f"more than {JUMP} times apart",
             soft_wrap=True,
         )
-    kinds = "usage without a price, missing periods, overlapping rows, price jumps"
+    kinds = "usage without a price or capacity, missing periods, overlapping rows, price jumps"
     console.print(f"{found or 'No'} findings from {first} to {last} ({kinds}).", soft_wrap=True)
     return 1 if found else 0
 

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from aoai_usage_pipeline.cli.console import money, open_console, plain
+from aoai_usage_pipeline.cli.console import money, open_console, plain, print_stale
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings
 
@@ -30,6 +30,9 @@ def _statement(arguments: argparse.Namespace, settings: Settings) -> int:
         raise ValueError(f"{arguments.period} has no lines{f' of {arguments.cost_center}' if arguments.cost_center else ''}")
     closed = arguments.period in Periods(pipeline.lake).closed()
     console.print(f"Statement {arguments.period}, {'closed' if closed else 'preliminary: the month is open'}", soft_wrap=True)
+    # corrections of earlier months are in it too
+    if not closed and (stale := [day for day in pipeline.stale_usage_dates() if f"{day:%Y-%m}" <= arguments.period]):
+        print_stale(console, stale, f"days up to the end of {arguments.period}")
     table = Table("Cost centre", "Currency", title_justify="left")
     for name in ("Exact total", "Rounding", "Amount"):
         table.add_column(name, justify="right", no_wrap=True)
