@@ -357,7 +357,10 @@ class Pipeline:
             reasons.append(f"{len(stale)} days up to {last} are not up to date, the first is {stale[0]}: run aoai-usage bill")
         if changed := self.changed_capture_dates(first, min(last + dt.timedelta(1), today)):
             reasons.append(f"capture files of {min(changed)} are not ingested: run aoai-usage bill")
-        unpriced = sum(line.pricing_status == "unpriced" for one in self.statements(period) for line in one.lines)
+        stated = self.statements(period)
+        if not stated:
+            reasons.append("it has no lines")
+        unpriced = sum(line.pricing_status == "unpriced" for one in stated for line in one.lines)
         if unpriced and not accept_unpriced:
             reasons.append(f"{unpriced} lines have no price: add the prices and bill again, or close with --accept-unpriced")
         if reasons:

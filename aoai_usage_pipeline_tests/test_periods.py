@@ -114,6 +114,8 @@ def test_a_month_is_closed_once_in_order_when_it_has_ended_and_is_up_to_date(pip
         pipeline.close("2026-09")
     with pytest.raises(ValueError, match="has not ended"):
         pipeline.close(f"{dt.datetime.now(dt.UTC):%Y-%m}")
+    with pytest.raises(ValueError, match="it has no lines"):
+        pipeline.close("2026-07")
     with pytest.raises(ValueError, match="'August' is not a billing period"):
         pipeline.close("August")
     reference(Path(pipeline.settings.reference_dir), PRICE_BOOK.replace("2.50", "2.60"))

@@ -672,6 +672,14 @@ def test_a_contract_for_one_price_goes_before_any_pattern(tmp_path: Path) -> Non
     assert costs(pipeline) == {"a": (Decimal(1), "priced")}
 
 
+def test_a_contract_price_leaves_provisioned_tokens_free(tmp_path: Path) -> None:
+    deployments = f"{DEPLOYMENTS.splitlines()[0]}\n,,,,ptu,,,,GlobalProvisionedManaged,,,\n,,,,chat,,,,GlobalStandard,,,\n"
+    prices_ = book("in input 2 1000000", "ptu input 0 1000000 deployment_sku=GlobalProvisionedManaged")
+    pipeline = at_prices(tmp_path, prices_, deployments, files={"contract_prices": "meter,unit_price,unit_tokens\ninput,1,1000000\n"})
+    bill(pipeline, v2("paid", chat(1_000_000, 0), deployment="chat"), v2("provisioned", chat(1_000_000, 0), deployment="ptu"))
+    assert costs(pipeline) == {"paid": (Decimal(1), "priced"), "provisioned": (Decimal(0), "priced")}
+
+
 def test_the_most_tokens_at_the_highest_prices_are_exact(tmp_path: Path) -> None:
     highest, most = Decimal("99999.999999999"), {"prompt_tokens": MOST, "completion_tokens": MOST}
     pipeline = at_prices(tmp_path, book(f"in input {highest} 1", f"out output {highest} 1", f"asr audio_seconds {highest} 1"))

@@ -73,7 +73,8 @@ def _print_lines(console: "Console", lines: "list[Line]") -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for line in lines:
         names = (plain(line[name] or "-") for name in ("line_id", "cost_center", "deployment", "model", "meter"))
-        table.add_row(*names, digits(line["quantity"]), _cost(line))
+        correction = f" (corrects {line['correction_of']})" if line["charge_class"] else ""
+        table.add_row(*names, digits(line["quantity"]), _cost(line) + correction)
     console.print(table)
     console.print(f"Explain one: aoai-usage explain LINE --date {lines[0]['usage_date']}", soft_wrap=True)
 
