@@ -246,9 +246,6 @@ def _overlay(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
         elif rate is None:
             changed.append((number, *[None] * 6))
             continue
-        if not price:
-            # tokens of provisioned deployments are free because their capacity is paid, whatever a contract says of others
-            contract_price = contract_unit = None
         overlay = Overlay(contract_price, None if contract_unit is None else int(contract_unit), discount, markup, rate)
         if overlay != Overlay():
             try:

@@ -57,7 +57,8 @@ def unrounded(unit_price: Decimal, unit_tokens: int, overlay: Overlay, *, fracti
     unit = 1 if fractional else OVERLAID_UNIT
     listed = _per(unit_price, unit_tokens, unit)
     contracted = listed
-    if overlay.unit_price is not None and overlay.unit_tokens is not None:
+    # what is free at list stays free: tokens of provisioned deployments, whose capacity is paid
+    if listed and overlay.unit_price is not None and overlay.unit_tokens is not None:
         contracted = _per(overlay.unit_price, overlay.unit_tokens, unit)
     elif overlay.discount is not None:
         contracted = _percent(listed, 100 - overlay.discount)
