@@ -50,6 +50,13 @@ NOW = dt.datetime.now(dt.UTC).replace(tzinfo=None, microsecond=0)
 MINUTE = dt.timedelta(minutes=1)
 
 
+@pytest.fixture(autouse=True)
+def now() -> None:
+    """`NOW` is when a test begins, however long after the first one that is."""
+    global NOW
+    NOW = dt.datetime.now(dt.UTC).replace(tzinfo=None, microsecond=0)
+
+
 class Clock:
     """When the hub enqueues: two hours ago, until a test sets it."""
 
