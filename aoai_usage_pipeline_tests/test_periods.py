@@ -231,6 +231,8 @@ def test_closed_lines_and_corrections_are_always_what_is_billed_without_closing(
         number += len(step) if isinstance(step, list) else 0
         if step == "close" and len(frozen) < 2:
             period = ("2026-08", "2026-09")[len(frozen)]
+            if not closing.statements(period):
+                continue
             closing.close(period)
             frozen[period] = rows(closing, f"SELECT {LINES} FROM daily_billing WHERE billing_period = '{period}' ORDER BY ALL")
         for period, lines in frozen.items():

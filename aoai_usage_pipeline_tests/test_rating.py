@@ -321,13 +321,13 @@ REQUEST = ("request_id", "usage_date", *PAYER, *DEPLOYMENT, "context_band", "usa
 
 
 def best(table_: Sequence[Row], columns: Sequence[str], event: Row, day: dt.date) -> Row | None:
-    """The row in force with the most exact matches, of images the one that says most of them."""
-    found: dict[tuple[int, int], Row] = {}
+    """The row in force for the price itself, else the one with the most exact matches, of images the one that says most of them."""
+    found: dict[tuple[bool, int, int], Row] = {}
     for row in table_:
         exact = [column for column in columns if row.get(column, "").strip() not in ("", "*")]
         in_force = row.get("effective_from", "") <= str(day) and (not row.get("effective_to") or str(day) < row["effective_to"])
         if in_force and all(matches(column, row[column], event.get(column)) for column in exact):
-            rank = len(exact), len(row["meter"]) if "meter" in exact else 0
+            rank = "price_id" in exact, len(exact), len(row["meter"]) if "meter" in exact else 0
             assert rank not in found, "the random reference data has a tie"
             found[rank] = row
     return found[max(found)] if found else None
@@ -410,7 +410,7 @@ class Expected:
         contracted = each
         if contract and contract.get("discount"):
             contracted = each * (100 - Decimal(contract["discount"])) / 100
-        elif contract:
+        elif contract and each:
             contracted = per_million(contract)
         billed = contracted * (100 + Decimal(markup["markup"])) / 100 if markup else contracted
         unit = int(row["unit_tokens"])
