@@ -2,7 +2,12 @@
 -- `moved` has the requests that were also seen on other usage dates: counts_on, copies, conflict and what all copies say together.
 -- Only what occurs twice is looked at closely; everything else passes through.
 CREATE TABLE repeated AS
-SELECT usage_date, request_id, count(*) AS copies FROM events GROUP BY ALL HAVING count(*) > 1;
+WITH suspects AS (
+    SELECT usage_date, hash(request_id) AS request_hash FROM events GROUP BY ALL HAVING count(*) > 1
+)
+SELECT usage_date, request_id, count(*) AS copies
+FROM events AS e SEMI JOIN suspects AS s ON e.usage_date = s.usage_date AND hash(e.request_id) = s.request_hash
+GROUP BY ALL HAVING count(*) > 1;
 
 CREATE TABLE canonical AS
 WITH ranked AS (

@@ -217,10 +217,7 @@ class Enrichment(_Stage):
     def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str]) -> dict[dt.date, str]:
         segments = {day: self._segments[day] for day in days}
         names = sorted({segment.name for day in days for segment in segments[day]})
-        dates = ", ".join(f"DATE '{day}'" for day in days)
-        empty = tables.empty_select(tables.RAW_EVENTS)
-        source = engine.read_parquet(self._lake.local_paths(names), empty) if names else f"({empty})"
-        db.execute(f"CREATE TABLE events AS SELECT * EXCLUDE (body) FROM {source} WHERE reason IS NULL AND usage_date IN ({dates})")
+        _load_events(db, self._lake.local_paths(names), days)
         columns = {"usage_date": "DATE", "request_id": "VARCHAR", "counts_on": "DATE", "copies": "BIGINT", "conflict": "BOOLEAN"}
         columns |= {c.name: c.type for name in COMPLETED for c in tables.RAW_EVENTS if c.name == name} | {"attributed": "BOOLEAN"}
         elsewhere = [(day, request_id, *rest) for day in days for request_id, rest in self._moved.get(day, {}).items()]
@@ -405,6 +402,18 @@ class DailyTables(_Stage):
         if self._periods.closed() != self._closed:
             # closing looks for replaced days too, so that one of the two sees the other
             self.billing.delete(day)
+
+
+def _load_events(db: duckdb.DuckDBPyConnection, segments: Sequence[str], days: Iterable[dt.date]) -> None:
+    """Make `events`: the events of the days that were parsed. Columns that no segment has, half of them for most gateways, cost nothing."""
+    empty = tables.empty_select(tables.RAW_EVENTS)
+    source = engine.read_parquet(segments, empty) if segments else f"({empty})"
+    present = {name for name, *_ in db.execute(f"DESCRIBE SELECT * FROM {engine.read_parquet(segments)}").fetchall()} if segments else set()
+    columns = {c.name: f'"{c.name}"' if c.name in present else f'CAST(NULL AS {c.type}) AS "{c.name}"' for c in tables.RAW_EVENTS if c.name != "body"}
+    stored = ", ".join(sql for name, sql in columns.items() if name in present) or "usage_date"
+    dates = ", ".join(f"DATE '{day}'" for day in days)
+    db.execute(f"CREATE TABLE stored_events AS SELECT {stored} FROM {source} WHERE reason IS NULL AND usage_date IN ({dates})")
+    db.execute(f"CREATE VIEW events AS SELECT {', '.join(columns.values())} FROM stored_events")
 
 
 def _made_from(tables_of_day: Iterable[Days]) -> dict[dt.date, set[object]]:

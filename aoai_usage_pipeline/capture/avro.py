@@ -9,9 +9,10 @@ import dataclasses
 import io
 import itertools
 import json
+import re
 import secrets
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import fastavro
@@ -266,7 +267,8 @@ def _read_blocks(content: bytes, blocks: Sequence[tuple[int, int, int]], layout:
     """The records of all blocks. Each record is found by its map, and is believed because it begins where the one before it ends."""
     if not blocks:
         return np.empty((0, FIELDS), np.int64)
-    found = [list(_find_all(content, layout.lead, start, end)) for _, start, end in blocks]
+    lead = re.compile(re.escape(layout.lead))
+    found = [[match.start() for match in lead.finditer(content, start, end)] for _, start, end in blocks]
     counts, block_starts, block_ends = np.array(blocks, np.int64).T
     if [len(positions) for positions in found] != counts.tolist():
         raise _Unlike
@@ -302,13 +304,6 @@ def _read_blocks(content: bytes, blocks: Sequence[tuple[int, int, int]], layout:
     # between the two texts lies one length byte below 128, so both are checked to be UTF-8 at once
     b"\0".join([content[a:z] for a, z in zip(offset.tolist(), maps.tolist(), strict=True)]).decode()
     return np.column_stack([numbers, offset, offset_size, enqueued, enqueued_size, body, body_size])
-
-
-def _find_all(content: bytes, text: bytes, start: int, end: int) -> Iterator[int]:
-    find, size = content.find, len(text)
-    while (start := find(text, start, end)) >= 0:
-        yield start
-        start += size
 
 
 def _skip(data: np.ndarray, at: np.ndarray, constant: bytes) -> np.ndarray:

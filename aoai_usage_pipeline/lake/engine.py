@@ -11,6 +11,9 @@ from pathlib import Path
 import duckdb
 
 MEMORY_LIMIT = "500MB"
+_DICTIONARY_VALUES = 1000
+"""A column with more values is written without a dictionary: looking for repeated ids and times among thousands costs more than it saves."""
+
 GRACE = dt.timedelta(days=1)
 """How long an object that nothing refers to any more is kept for readers of the previous state."""
 
@@ -45,7 +48,7 @@ def stage(db: duckdb.DuckDBPyConnection, folder: Path, select: str, metadata: di
     target = folder / f"{uuid.uuid4().hex}.parquet"
     footer = ", ".join(f"{key}: {literal(value)}" for key, value in (metadata or {}).items())
     options = f", KV_METADATA {{{footer}}}" if footer else ""
-    db.execute(f"COPY ({select}) TO {literal(str(target))} (FORMAT parquet{options})")
+    db.execute(f"COPY ({select}) TO {literal(str(target))} (FORMAT parquet, DICTIONARY_SIZE_LIMIT {_DICTIONARY_VALUES}{options})")
     return target
 
 
