@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 
     from duckdb import DuckDBPyConnection
 
-    from aoai_usage_pipeline.billing.days import DailyTables, Day, Enrichment
+    from aoai_usage_pipeline.billing.daily_tables import DailyTables
+    from aoai_usage_pipeline.billing.enrichment import Enrichment
     from aoai_usage_pipeline.billing.explain import Bills
     from aoai_usage_pipeline.billing.periods import Closing
+    from aoai_usage_pipeline.billing.stage import Day
     from aoai_usage_pipeline.billing.statement import Statement
     from aoai_usage_pipeline.billing.what_if import Comparison, Only, Scenario
     from aoai_usage_pipeline.capture.names import NameFormat
@@ -177,14 +179,14 @@ class Pipeline:
 
     def enrichment(self, reference: "Callable[[], Reference] | None" = None) -> "Enrichment":
         """The stage that makes `enriched_usage`, with the reference data that `reference` gives: unless told otherwise, that of now."""
-        from aoai_usage_pipeline.billing.days import Enrichment
+        from aoai_usage_pipeline.billing.enrichment import Enrichment
         from aoai_usage_pipeline.usage.identity import RequestDates
 
         return Enrichment(self.lake, self.manifests, RequestDates(self.lake, self.manifests), reference or self.reference, self.settings.start_date)
 
     def daily_tables(self, enrichment: "Enrichment | None" = None) -> "DailyTables":
         """The stage that makes `daily_usage` and `daily_billing`."""
-        from aoai_usage_pipeline.billing.days import DailyTables
+        from aoai_usage_pipeline.billing.daily_tables import DailyTables
 
         return DailyTables(self.lake, enrichment or self.enrichment(), self.reference)
 
@@ -272,7 +274,7 @@ class Pipeline:
 
     def what_if(self, days: Sequence[dt.date], scenario: "Scenario", only: "Only") -> "Comparison":
         """What the enriched usage of days would cost under another arrangement, beside what it was billed. Writes nothing. Raises ValueError."""
-        from aoai_usage_pipeline.billing.days import DailyTables
+        from aoai_usage_pipeline.billing.daily_tables import DailyTables
         from aoai_usage_pipeline.billing.what_if import compare
         from aoai_usage_pipeline.lake import engine
 
@@ -285,7 +287,7 @@ class Pipeline:
     @contextlib.contextmanager
     def _rebilled(self, days: Sequence[dt.date], reference: "Reference") -> "Iterator[DuckDBPyConnection]":
         """A connection whose `daily_billing` has the lines of those days that have enriched usage, with this reference data, closed or not."""
-        from aoai_usage_pipeline.billing.days import DailyTables
+        from aoai_usage_pipeline.billing.daily_tables import DailyTables
         from aoai_usage_pipeline.lake import engine
 
         enrichment = self.enrichment()

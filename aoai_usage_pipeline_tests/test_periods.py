@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aoai_usage_pipeline.billing.days import DailyTables
+from aoai_usage_pipeline.billing.daily_tables import DailyTables
 from aoai_usage_pipeline.billing.periods import Periods
 from aoai_usage_pipeline.billing.what_if import Only, Scenario
 from aoai_usage_pipeline.pipeline import Pipeline

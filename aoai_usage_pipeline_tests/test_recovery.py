@@ -153,7 +153,7 @@ def test_killed_before_any_write_and_run_again_gives_the_tables_of_one_clean_run
 CHILD = """
 import sys, pathlib
 from aoai_usage_pipeline_tests import test_recovery
-import aoai_usage_pipeline.billing.days, aoai_usage_pipeline.usage.raw_events, aoai_usage_pipeline.publish.warehouse
+import aoai_usage_pipeline.billing.daily_tables, aoai_usage_pipeline.usage.raw_events, aoai_usage_pipeline.publish.warehouse
 print("ready", flush=True)
 test_recovery.run(pathlib.Path(sys.argv[1]))
 """

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from aoai_usage_pipeline.definitions import build_defs
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.reference import ReferenceDataError
-from aoai_usage_pipeline.reference.files import SPECS, _Spec
+from aoai_usage_pipeline.reference.files import SPECS, Spec
 from aoai_usage_pipeline_tests.support import (
     COST_CENTERS,
     DAY,
@@ -218,7 +218,7 @@ def test_a_recorded_version_is_loaded_again_as_it_was(tmp_path: Path) -> None:
 def test_every_file_belongs_to_a_version() -> None:
     from aoai_usage_pipeline.reference import files
 
-    assert {value for value in vars(files).values() if isinstance(value, _Spec)} == set(SPECS)
+    assert {value for value in vars(files).values() if isinstance(value, Spec)} == set(SPECS)
 
 
 @pytest.mark.parametrize(

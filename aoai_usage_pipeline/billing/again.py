@@ -4,7 +4,9 @@ import datetime as dt
 from collections.abc import Sequence
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.billing.days import DailyTables, Enrichment, Progress
+from aoai_usage_pipeline.billing.daily_tables import DailyTables
+from aoai_usage_pipeline.billing.enrichment import Enrichment
+from aoai_usage_pipeline.billing.stage import Progress
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.manifest import Manifest, Manifests, Segment, folder
 from aoai_usage_pipeline.reference import Reference

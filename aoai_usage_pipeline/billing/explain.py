@@ -27,7 +27,8 @@ from aoai_usage_pipeline.rating import match
 from aoai_usage_pipeline.rating.overlay import Overlay, Prices, unrounded
 from aoai_usage_pipeline.reference import Reference
 from aoai_usage_pipeline.reference.capacity import Capacity, Reservation
-from aoai_usage_pipeline.reference.files import CONTRACT_PRICES, EXCHANGE_RATES, MARKUPS, ONE_BY_ONE, PRICE_BOOK, Row, _Spec
+from aoai_usage_pipeline.reference.checks import ONE_BY_ONE
+from aoai_usage_pipeline.reference.files import CONTRACT_PRICES, EXCHANGE_RATES, MARKUPS, PRICE_BOOK, Row, Spec
 from aoai_usage_pipeline.storage import ObjectStore
 
 PER_PAGE = 20
@@ -331,7 +332,7 @@ class Bills:
         billed_in = self._reference.billing_currency or row.values["currency"]
         return Price(key, bands, row, tuple(rivals), contract, markup, exchange, before, None if line["unit_price"] is None else exact, billed_in)
 
-    def _fitting(self, db: duckdb.DuckDBPyConnection, spec: _Spec, source: str) -> list[Row]:
+    def _fitting(self, db: duckdb.DuckDBPyConnection, spec: Spec, source: str) -> list[Row]:
         by_line = {row.line: row for row in getattr(self._reference, spec.name.removesuffix(".csv"))}
         return [by_line[line] for line in match.fitting(db, spec, source)]
 

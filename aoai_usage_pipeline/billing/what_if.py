@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.billing import capacity, fixed_costs
-from aoai_usage_pipeline.billing.days import DailyTables
+from aoai_usage_pipeline.billing.daily_tables import DailyTables
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.reference import Capacity, Reference, Reservation
 from aoai_usage_pipeline.reference.capacity import GLOBAL, PROVISIONED_SKUS

@@ -11,7 +11,7 @@ from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.pipeline import Pipeline, Progress
 
 if TYPE_CHECKING:
-    from aoai_usage_pipeline.billing.days import Day
+    from aoai_usage_pipeline.billing.stage import Day
     from aoai_usage_pipeline.lake.days import Days
 
 # both parameters are what Dagster's own guides use; pinned to <1.14, a change of theirs cannot come unnoticed

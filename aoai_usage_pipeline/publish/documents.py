@@ -13,7 +13,7 @@ from typing import Any
 import duckdb
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.billing.days import BILLED_TOKENS
+from aoai_usage_pipeline.billing.daily_tables import BILLED_TOKENS
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.storage import ObjectStore

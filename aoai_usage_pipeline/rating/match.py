@@ -8,18 +8,8 @@ import pyarrow as pa
 
 from aoai_usage_pipeline.lake.engine import literal
 from aoai_usage_pipeline.rating.overlay import PLACES, Overlay, PriceOverflow, overlaid
-from aoai_usage_pipeline.reference.files import (
-    CONTRACT_PRICES,
-    COST_CENTERS,
-    DEPLOYMENTS,
-    EXCHANGE_RATES,
-    MARKUPS,
-    ONE_BY_ONE,
-    PRICE_BOOK,
-    Reference,
-    Row,
-    _Spec,
-)
+from aoai_usage_pipeline.reference.checks import ONE_BY_ONE
+from aoai_usage_pipeline.reference.files import CONTRACT_PRICES, COST_CENTERS, DEPLOYMENTS, EXCHANGE_RATES, MARKUPS, PRICE_BOOK, Reference, Row, Spec
 
 TOKEN_METERS = {
     "input": """prompt_tokens - coalesce(cached_tokens, 0) - coalesce(cache_write_tokens, 0)
@@ -37,12 +27,13 @@ TOKEN_METERS = {
 }
 """How many tokens of a request each meter counts. These meters are disjoint and add up to prompt + completion tokens."""
 
+NO_TOKENS = "coalesce(prompt_tokens, completion_tokens) IS NULL"
+"""SQL: that a request reports no tokens."""
+
 INSTEAD_OF_TOKENS = {"image": "images", "audio_seconds": "audio_seconds", "characters": "characters"}
 """Meters of calls that report no tokens, with what they count: where tokens are reported, they are what is billed."""
 
-OTHER_METERS = {
-    meter: f"CASE WHEN coalesce(prompt_tokens, completion_tokens) IS NULL THEN {count} END" for meter, count in INSTEAD_OF_TOKENS.items()
-} | {
+OTHER_METERS = {meter: f"CASE WHEN {NO_TOKENS} THEN {count} END" for meter, count in INSTEAD_OF_TOKENS.items()} | {
     "web_search_calls": "web_search_calls",
     "file_search_calls": "file_search_calls",
     "code_interpreter_sessions": "code_interpreter_sessions",
@@ -110,7 +101,7 @@ def load_reference(db: duckdb.DuckDBPyConnection, reference: Reference) -> None:
     db.execute("ALTER TABLE price_book ALTER unit_tokens TYPE BIGINT")
 
 
-def _load(db: duckdb.DuckDBPyConnection, table: str, spec: _Spec, rows: Sequence[Row]) -> None:
+def _load(db: duckdb.DuckDBPyConnection, table: str, spec: Spec, rows: Sequence[Row]) -> None:
     columns = {name: pa.array([row.values[name] for row in rows], pa.string()) for name in spec.columns[:-2]}
     columns["line"] = pa.array([row.line for row in rows], pa.int64())
     columns["exact"] = pa.array([sum(row.values[name] is not None for name in spec.matches) for row in rows], pa.int32())
@@ -138,11 +129,11 @@ def _conditions(matches: Iterable[str]) -> str:
     return "\n".join(f"AND (r.{name} IS NULL OR r.{name} = k.{name})" for name in matches)
 
 
-def _but_meter(spec: _Spec) -> list[str]:
+def _but_meter(spec: Spec) -> list[str]:
     return [name for name in spec.matches if name != "meter"]
 
 
-def fitting(db: duckdb.DuckDBPyConnection, spec: _Spec, source: str) -> list[int]:
+def fitting(db: duckdb.DuckDBPyConnection, spec: Spec, source: str) -> list[int]:
     """The lines in its file of all rows that fit the one row of `source`, the most exact one, which applies, first.
 
     `source` has the columns that the file matches, `usage_date`, and for prices `meter` and `image_kind`.

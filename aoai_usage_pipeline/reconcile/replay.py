@@ -12,8 +12,8 @@ import duckdb
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.billing import digest
 from aoai_usage_pipeline.billing.again import bill
-from aoai_usage_pipeline.billing.days import Progress
 from aoai_usage_pipeline.billing.periods import Periods
+from aoai_usage_pipeline.billing.stage import Progress
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.lake.manifest import Manifest, Manifests

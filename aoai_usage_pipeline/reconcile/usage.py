@@ -4,7 +4,8 @@ import datetime as dt
 from collections.abc import Sequence
 from decimal import Decimal
 
-from aoai_usage_pipeline.billing.days import BILLED_TOKENS, USAGE_COST, DailyTables, Enrichment
+from aoai_usage_pipeline.billing.daily_tables import BILLED_TOKENS, USAGE_COST, DailyTables
+from aoai_usage_pipeline.billing.enrichment import Enrichment
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.lake.manifest import Manifest

@@ -3,8 +3,10 @@
 import dataclasses
 import datetime as dt
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from decimal import Decimal
+
+from aoai_usage_pipeline.reference.checks import Fault, Values, check_currency
 
 UNALLOCATED = "UNALLOCATED"
 METHODS = ("usage", "shares", "peak", "two_part")
@@ -12,9 +14,6 @@ TERMS = {"1-month": 1, "1-year": 12}
 GLOBAL = "GlobalProvisionedManaged"
 PROVISIONED_SKUS = (GLOBAL, "DataZoneProvisionedManaged", "ProvisionedManaged")
 _NUMBERS = {"hourly_price": (0, None), "output_ratio": (0, None), "fixed_part": (0, 100), "units_per_ptu_minute": (1, None)}
-
-Values = dict[str, str | None]
-Fault = Callable[[str, str], None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,7 +87,7 @@ def check_capacity(values: Values, start: dt.date | None, fault: Fault) -> None:
         name = "/".join(part for part in (values["gateway"], values["deployment"]) if part)
         values["capacity_id"] = f"{name}@{start.isoformat()[:16]}" if start else name
     _check_ptus(values, fault)
-    _check_currency(values, fault)
+    check_currency("currency", values, fault)
     _check_scope(values, fault)
     for name, (least, most) in _NUMBERS.items():
         _check_number(name, values, fault, least, most)
@@ -108,7 +107,7 @@ def check_capacity(values: Values, start: dt.date | None, fault: Fault) -> None:
 def check_reservation(values: Values, fault: Fault) -> None:
     """Tell every fault of a line of `reservations.csv`."""
     _check_ptus(values, fault)
-    _check_currency(values, fault)
+    check_currency("currency", values, fault)
     _check_scope(values, fault)
     _check_number("term_price", values, fault)
     if values["term"] and values["term"] not in TERMS:
@@ -140,11 +139,6 @@ def _check_shares(text: str, fault: Fault) -> None:
 def _check_ptus(values: Values, fault: Fault) -> None:
     if values["ptus"] and not re.fullmatch(r"0*[1-9][0-9]{0,6}", values["ptus"], re.ASCII):
         fault("ptus", f"{values['ptus']!r} is not a whole number from 1 to 9999999")
-
-
-def _check_currency(values: Values, fault: Fault) -> None:
-    if values["currency"] and not re.fullmatch("[A-Z]{3}", values["currency"]):
-        fault("currency", f"{values['currency']!r} is not an ISO 4217 code such as USD")
 
 
 def _check_scope(values: Values, fault: Fault) -> None:

@@ -9,41 +9,11 @@ import hashlib
 import io
 import itertools
 import json
-import re
-from collections.abc import Callable, Iterator
-from decimal import Decimal
+from collections.abc import Iterator
 from pathlib import Path
 
 from aoai_usage_pipeline.reference.capacity import Capacity, Reservation, check_capacity, check_reservation
-
-METERS = (
-    "input",
-    "cached_input",
-    "cache_write",
-    "output",
-    "audio_input",
-    "cached_audio_input",
-    "audio_output",
-    "image_input",
-    "cached_image_input",
-    "image_output",
-    "image",
-    "audio_seconds",
-    "characters",
-    "web_search_calls",
-    "file_search_calls",
-    "code_interpreter_sessions",
-)
-ONE_BY_ONE = ("audio_seconds",)
-"""Meters that count parts of one, to 6 places; a price for one has 9, so cost has no more than 15."""
-
-_IMAGE_METER = re.compile(r"image/[1-9][0-9]*x[1-9][0-9]*(/[a-z]+)?")
-_MAX_UNIT_TOKENS = 1_000_000
-_MAX_PRICE_PER_TOKEN = 100_000
-_PLACES = 9
-
-
-Fault = Callable[[str, str], None]
+from aoai_usage_pipeline.reference.checks import Fault, check_contract, check_markup, check_price, check_rate
 
 
 class ReferenceDataError(ValueError):
@@ -51,7 +21,7 @@ class ReferenceDataError(ValueError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Spec:
+class Spec:
     """One file: the columns that match an event, the columns it gives, and which of those must not be blank."""
 
     name: str
@@ -66,24 +36,24 @@ class _Spec:
         return (*self.matches, *self.gives, "effective_from", "effective_to")
 
 
-PRICE_BOOK = _Spec(
+PRICE_BOOK = Spec(
     "price_book.csv",
     ("model", "model_version", "deployment_sku", "region", "service_tier", "context_band"),
     ("price_id", "meter", "unit_price", "unit_tokens", "currency", "meter_id", "source"),
     ("price_id", "meter", "unit_price", "unit_tokens", "currency"),
     "price_id",
 )
-DEPLOYMENTS = _Spec(
+DEPLOYMENTS = Spec(
     "deployments.csv",
     ("gateway", "subscription_id", "product", "operation", "deployment", "reported_model"),
     ("model", "model_version", "deployment_sku", "region"),
 )
-COST_CENTERS = _Spec("cost_centers.csv", ("subscription_id", "product", "application"), ("team", "cost_center", "department"))
+COST_CENTERS = Spec("cost_centers.csv", ("subscription_id", "product", "application"), ("team", "cost_center", "department"))
 _OVERLAID = ("price_id", *PRICE_BOOK.matches, "meter")
-CONTRACT_PRICES = _Spec("contract_prices.csv", _OVERLAID, ("unit_price", "unit_tokens", "discount", "source"))
-MARKUPS = _Spec("markups.csv", _OVERLAID, ("markup", "source"), ("markup",))
-EXCHANGE_RATES = _Spec("exchange_rates.csv", ("from_currency", "to_currency"), ("rate", "source"), ("from_currency", "to_currency", "rate"))
-CAPACITY = _Spec(
+CONTRACT_PRICES = Spec("contract_prices.csv", _OVERLAID, ("unit_price", "unit_tokens", "discount", "source"))
+MARKUPS = Spec("markups.csv", _OVERLAID, ("markup", "source"), ("markup",))
+EXCHANGE_RATES = Spec("exchange_rates.csv", ("from_currency", "to_currency"), ("rate", "source"), ("from_currency", "to_currency", "rate"))
+CAPACITY = Spec(
     "capacity.csv",
     ("gateway", "deployment"),
     (
@@ -94,7 +64,7 @@ CAPACITY = _Spec(
     "capacity_id",
     to_the_minute=True,
 )  # fmt: skip
-RESERVATIONS = _Spec(
+RESERVATIONS = Spec(
     "reservations.csv",
     (),
     ("reservation_id", "deployment_sku", "region", "ptus", "term_price", "term", "currency", "idle_to", "source"),
@@ -215,7 +185,7 @@ def parse_price_book(text: str, path: Path) -> tuple[Row, ...]:
     return rows
 
 
-def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
+def _read(path: Path, spec: Spec, faults: list[str]) -> tuple[Row, ...]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -226,7 +196,7 @@ def _read(path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
     return _parse(text, path, spec, faults)
 
 
-def _parse(text: str, path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, ...]:
+def _parse(text: str, path: Path, spec: Spec, faults: list[str]) -> tuple[Row, ...]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         lines = [(reader.line_num, fields) for fields in reader]
@@ -259,7 +229,7 @@ def _parse(text: str, path: Path, spec: _Spec, faults: list[str]) -> tuple[Row, 
     return tuple(rows)
 
 
-def _row(spec: _Spec, line: int, given: dict[str, str], fault: Fault) -> Row:
+def _row(spec: Spec, line: int, given: dict[str, str], fault: Fault) -> Row:
     values: dict[str, str | None] = {name: given.get(name) or None for name in spec.columns[:-2]}
     for name in spec.matches:
         if values[name] == "*":
@@ -273,93 +243,18 @@ def _row(spec: _Spec, line: int, given: dict[str, str], fault: Fault) -> Row:
     if start and end and start >= end:
         fault("effective_to", f"{end} is not after effective_from {start}")
     if spec is PRICE_BOOK:
-        _check_price(values, fault)
+        check_price(values, fault)
     elif spec is CONTRACT_PRICES:
-        _check_contract(values, fault)
+        check_contract(values, fault)
     elif spec is MARKUPS:
-        _check_markup(values, fault)
+        check_markup(values, fault)
     elif spec is EXCHANGE_RATES:
-        _check_rate(values, fault)
+        check_rate(values, fault)
     elif spec is CAPACITY:
         check_capacity(values, start, fault)
     elif spec is RESERVATIONS:
         check_reservation(values, fault)
     return Row(line, values, start, end)
-
-
-def _check_price(values: dict[str, str | None], fault: Fault) -> None:
-    if values["meter"] in ONE_BY_ONE and values["unit_tokens"] not in (None, "1"):
-        fault("unit_tokens", f"must be 1 for {values['meter']}, which is counted in parts of one")
-    _check_key(values, fault)
-    _check_currency("currency", values, fault)
-    _check_unit_price(values, fault)
-
-
-def _check_contract(values: dict[str, str | None], fault: Fault) -> None:
-    _check_key(values, fault)
-    if (values["unit_price"] is None) == (values["discount"] is None):
-        fault("unit_price", "needs either a unit_price with its unit_tokens, or a discount")
-    if (values["unit_price"] is None) != (values["unit_tokens"] is None):
-        fault("unit_tokens", "belongs to a unit_price")
-    _check_unit_price(values, fault)
-    _check_percent("discount", values["discount"], 0, 100, fault)
-
-
-def _check_markup(values: dict[str, str | None], fault: Fault) -> None:
-    _check_key(values, fault)
-    _check_percent("markup", values["markup"], -100, 10_000, fault)
-
-
-def _check_rate(values: dict[str, str | None], fault: Fault) -> None:
-    for name in ("from_currency", "to_currency"):
-        _check_currency(name, values, fault)
-    if values["from_currency"] and values["from_currency"] == values["to_currency"]:
-        fault("to_currency", f"{values['to_currency']!r} is from_currency too")
-    rate = values["rate"]
-    if rate and (not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{0,9})?", rate) or not Decimal(rate)):
-        fault("rate", f"{rate!r} is not a rate such as 0.923456, above 0 and with at most 9 decimal places")
-
-
-def _check_key(values: dict[str, str | None], fault: Fault) -> None:
-    meter = values["meter"]
-    if meter and meter not in METERS and not _IMAGE_METER.fullmatch(meter):
-        fault("meter", f"{meter!r} is not one of {', '.join(METERS)}, image/SIZE, image/SIZE/QUALITY")
-    if values["context_band"] not in (None, "short", "long"):
-        fault("context_band", f"{values['context_band']!r} is neither short nor long")
-    if values["service_tier"]:
-        tier = values["service_tier"].lower()
-        values["service_tier"] = "default" if tier == "standard" else tier
-
-
-def _check_currency(name: str, values: dict[str, str | None], fault: Fault) -> None:
-    if (currency := values[name]) and not re.fullmatch("[A-Z]{3}", currency):
-        fault(name, f"{currency!r} is not an ISO 4217 code such as USD")
-
-
-def _check_percent(name: str, text: str | None, least: int, most: int, fault: Fault) -> None:
-    if text and (not re.fullmatch(r"-?[0-9]{1,5}(\.[0-9]{0,6})?", text) or not least <= Decimal(text) <= most):
-        fault(name, f"{text!r} is not a percentage from {least} to {most}, such as 12.5")
-
-
-def _check_unit_price(values: dict[str, str | None], fault: Fault) -> None:
-    price, unit = values["unit_price"], values["unit_tokens"]
-    tokens = int(unit) if unit and unit.isascii() and unit.isdigit() and len(unit) <= 9 else 0
-    if unit and (not 1 <= tokens <= _MAX_UNIT_TOKENS or str(tokens).strip("0") != "1"):
-        fault("unit_tokens", f"{unit!r} is not a power of ten from 1 to {_MAX_UNIT_TOKENS}")
-        return
-    if price:
-        if not re.fullmatch(r"-?[0-9]{1,30}(\.[0-9]{0,30})?([eE][-+]?[0-9]{1,2})?", price):
-            fault("unit_price", f"{price!r} is not a decimal number such as 2.50")
-            return
-        amount = Decimal(price)
-        if amount < 0:
-            fault("unit_price", f"{price!r} is not a price: it must not be negative")
-        elif (tokens and amount / tokens >= _MAX_PRICE_PER_TOKEN) or amount >= Decimal(10) ** _PLACES:
-            fault("unit_price", f"{price!r} is too large")
-        elif amount != round(amount, _PLACES):
-            fault("unit_price", f"{price!r} has more than {_PLACES} decimal places")
-        else:
-            values["unit_price"] = f"{amount:f}"
 
 
 def _date(name: str, text: str, fault: Fault) -> dt.date | None:
@@ -388,7 +283,7 @@ def _midnight(day: dt.date | None) -> dt.datetime | None:
     return dt.datetime.combine(day, dt.time()) if day else None
 
 
-def _conflicts(spec: _Spec, rows: list[Row]) -> Iterator[str]:
+def _conflicts(spec: Spec, rows: list[Row]) -> Iterator[str]:
     """Rows that could both be the best match of one event, and repeated ids."""
     if spec.unique:
         seen: dict[str | None, int] = {}

@@ -11,7 +11,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from importlib import resources
 from typing import NamedTuple
 
-from aoai_usage_pipeline.reference.files import METERS
+from aoai_usage_pipeline.reference.checks import METERS
 from aoai_usage_pipeline.reference.retail import Item
 
 _SKUS = {
