@@ -1,0 +1,879 @@
+"""A checker of Bicep files, for machines without the Bicep compiler: syntax, symbols, modules, secrets, and resources against Microsoft's type data.
+
+It reports what is certainly wrong and keeps silent about what is known only when deploying. A fault carries the compiler's own code where it has one, so
+that `#disable-next-line` works for both. The type data know one API version of each resource type, the latest at their time; a file that names an older
+one is checked against the newer properties.
+"""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import tree_sitter_bicep
+from tree_sitter import Language, Node, Parser
+
+_PARSER = Parser(Language(tree_sitter_bicep.language()))
+_DECLARATIONS = {
+    "parameter_declaration": "param",
+    "variable_declaration": "var",
+    "resource_declaration": "resource",
+    "module_declaration": "module",
+    "type_declaration": "type",
+    "user_defined_function": "func",
+    "output_declaration": "output",
+}
+_RETURNS = {
+    "string": "base64 base64ToString cidrHost cidrSubnet dataUri dataUriToString dateTimeAdd dateTimeFromEpoch extensionResourceId format guid join "
+    "loadFileAsBase64 loadTextContent managementGroupResourceId newGuid padLeft readEnvironmentVariable replace resourceId string "
+    "subscriptionResourceId substring tenantResourceId toLower toUpper trim uniqueString uri uriComponent uriComponentToString utcNow",
+    "int": "dateTimeToEpoch indexOf int lastIndexOf length max min",
+    "bool": "bool contains empty endsWith startsWith",
+    "array": "array filter flatten items map objectKeys range sort split",
+    "any": "any coalesce concat deployer deployment environment fail first getSecret groupBy intersection json last loadJsonContent loadYamlContent "
+    "managementGroup mapValues nameof parseCidr pickZones providers reduce reference resourceGroup shallowMerge skip subscription take tenant "
+    "toObject tryGet union",
+}
+_FUNCTIONS = {name: kind for kind, names in _RETURNS.items() for name in names.split()}
+_LOADS = {"loadTextContent", "loadFileAsBase64", "loadJsonContent", "loadYamlContent"}
+_DECORATORS = {"allowed", "batchSize", "description", "discriminator", "export", "maxLength", "maxValue", "metadata", "minLength", "minValue"}
+_DECORATORS |= {"onlyIfNotExists", "sealed", "secure"}
+_SECRETIVE = re.compile("^list[A-Z]|^getSecret$")
+_SCOPES = ("resourceGroup", "subscription", "managementGroup", "tenant")
+_VERSION = re.compile(r"\d{4}-\d\d-\d\d(-(preview|alpha|beta|rc|privatepreview))?")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Fault:
+    """Something that is wrong, and where."""
+
+    path: str
+    line: int
+    column: int
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}:{self.column}: {self.message}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Property:
+    type: "Type"
+    required: bool = False
+    read_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The properties of an object; `others` is the type of those that are not listed, None where there may be none."""
+
+    properties: Mapping[str, Property]
+    others: "Type | None" = None
+    discriminator: str | None = None
+    variants: Mapping[object, "Shape"] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Type:
+    """What is known of a value, or asked of it. `values` are the literals it is one of; empty: any. `limits` are minLength and its like."""
+
+    kind: str = "any"
+    values: tuple[object, ...] = ()
+    item: "Type | None" = None
+    shape: Callable[[], Shape] | None = None
+    limits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    nullable: bool = False
+
+    def member(self, name: str) -> "Type | None":
+        """The type of a property; None where there is no such property."""
+        if self.kind != "object" or not self.shape:
+            return ANY
+        shape = self.shape()
+        if name in shape.properties:
+            return shape.properties[name].type
+        return ANY if shape.discriminator else shape.others
+
+
+ANY = Type()
+
+
+def _one_of(values: Sequence[object]) -> Type:
+    kinds = {"bool" if isinstance(v, bool) else "int" if isinstance(v, int) else "string" for v in values}
+    return Type(kinds.pop(), tuple(values)) if len(kinds) == 1 else ANY
+
+
+def _object(properties: Mapping[str, Property], others: Type | None = None) -> Type:
+    return Type("object", shape=lambda: Shape(properties, others))
+
+
+def _merged(types: Sequence[Type]) -> Type:
+    """What is known of a value that has one of several types."""
+    known = [t for t in types if t.kind != "null"]
+    if not known or len({t.kind for t in known}) > 1 or known[0].kind == "any":
+        return ANY
+    nullable = len(known) < len(types) or any(t.nullable for t in known)
+    if len(known) == 1:
+        return dataclasses.replace(known[0], nullable=nullable)
+    if known[0].kind == "array":
+        return Type("array", item=_merged([t.item or ANY for t in known]), nullable=nullable)
+    if known[0].kind == "object":
+        # a property of one of them may be missing in another, so nothing is known of it for certain
+        shapes = [t.shape() for t in known if t.shape]
+        names = dict.fromkeys(name for shape in shapes for name in shape.properties)
+        if len(shapes) < len(known) or any(shape.others or shape.discriminator for shape in shapes):
+            return Type("object", nullable=nullable)
+        found = {name: [s.properties[name] for s in shapes if name in s.properties] for name in names}
+        return _object({name: Property(_merged([p.type for p in ps]), len(ps) == len(shapes)) for name, ps in found.items()})
+    values = tuple(dict.fromkeys(v for t in known for v in t.values)) if all(t.values for t in known) else ()
+    return Type(known[0].kind, values, nullable=nullable)
+
+
+def unfit(actual: Type, expected: Type, where: str = "the value") -> Iterator[str]:
+    """Why a value does not fit what is asked."""
+    if "any" in (actual.kind, expected.kind) or (actual.kind == "null"):
+        return
+    if actual.kind != expected.kind:
+        yield f"BCP036: {where} is of type {actual.kind}, expected {expected.kind}"
+        return
+    if expected.values:
+        for value in actual.values:
+            if value not in expected.values:
+                yield f"BCP036: {where} is {value!r}, expected one of {', '.join(map(repr, expected.values))}"
+    for name, limit in expected.limits.items():
+        for value in actual.values:
+            if _breaks(name, limit, value):
+                yield f"BCP329: {where} is {value!r}, which breaks {name} {limit}"
+    if expected.kind == "array" and actual.item and expected.item:
+        yield from unfit(actual.item, expected.item, f"an item of {where}")
+    if expected.kind == "object" and actual.shape and expected.shape:
+        shape = actual.shape()
+        yield from _unfit_object({n: p.type for n, p in shape.properties.items()}, expected.shape(), shape.others is not None, where)
+        for name, given in shape.properties.items():
+            yield from unfit(given.type, expected.member(name) or ANY, name)
+
+
+def _breaks(limit: str, text: str, value: object) -> bool:
+    if limit == "pattern":
+        return isinstance(value, str) and not re.search(text, value)
+    size = len(value) if limit.endswith("Length") and isinstance(value, str) else value
+    return isinstance(size, int) and (size < int(text) if limit.startswith("min") else size > int(text))
+
+
+def _unfit_object(actual: Mapping[str, Type], expected: Shape, open_: bool, where: str) -> Iterator[str]:
+    properties, others = dict(expected.properties), expected.others
+    if expected.discriminator:
+        chosen = actual.get(expected.discriminator, ANY)
+        variants = [expected.variants[v] for v in chosen.values if v in expected.variants] if chosen.values else list(expected.variants.values())
+        for variant in variants:
+            properties = {n: p if len(variants) == 1 else Property(p.type) for n, p in variant.properties.items()} | properties
+        known = Property(Type("string", tuple(expected.variants)), True)
+        properties[expected.discriminator] = known
+        yield from unfit(chosen, known.type, expected.discriminator)
+    for name in actual:
+        if name not in properties and others is None:
+            near = [p for p in properties if p.lower() == name.lower()]
+            yield f"BCP037: {where} has no property {name}" + (f"; it is {near[0]}" if near else "")
+        elif name in properties and properties[name].read_only:
+            yield f"BCP073: property {name} is read-only"
+    missing = [name for name, p in properties.items() if p.required and not p.read_only and name not in actual]
+    if missing and not open_:
+        yield f"BCP035: {where} lacks {', '.join(missing)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ResourceType:
+    """What a resource of a type looks like in its newest known API version, and the scope that it is deployed to."""
+
+    version: str
+    scope: str
+    body: Type
+
+
+class _Schema:
+    """What `azmcp bicepschema get` says of one resource type."""
+
+    def __init__(self, data: Sequence[Mapping]) -> None:
+        self._named = {t["name"]: t for t in data if t["$type"] != "ResourceInstanceFunction"}
+        resource = next(t for t in data if t["$type"] == "Resource")
+        scope = resource["writableScopes"][:1].lower() + resource["writableScopes"][1:]
+        self.resource = ResourceType(resource["name"].partition("@")[2], scope, self._type(resource["bodyType"]))
+
+    def _type(self, data: Mapping) -> Type:
+        return Type("object", shape=functools.cache(lambda: self._shape(data)))
+
+    def _shape(self, data: Mapping) -> Shape:
+        others = data.get("additionalPropertiesType")
+        variants = {}
+        for element in data.get("elements", ()):
+            shape = self._shape(element)
+            variants.update(dict.fromkeys(shape.properties[data["discriminator"]].type.values, shape))
+        properties = {p["name"]: self._property(p) for p in data.get("properties") or data.get("baseProperties") or ()}
+        return Shape(properties, self._named_type(others) if others else None, data.get("discriminator"), variants)
+
+    def _property(self, data: Mapping) -> Property:
+        flags = data.get("flags", "")
+        limits = dict(re.findall(r"(m\w+(?:Length|Value)|pattern): (.+?)(?=, (?:m\w+|pattern): |$)", data.get("modifiers", "")))
+        return Property(dataclasses.replace(self._named_type(data["type"]), limits=limits), "Required" in flags, "ReadOnly" in flags)
+
+    def _named_type(self, name: str) -> Type:
+        if name.endswith("[]"):
+            return Type("array", item=self._named_type(name[:-2]))
+        if name in self._named:
+            return self._type(self._named[name])
+        if name in ("string", "int", "bool", "object", "array", "any"):
+            return Type(name)
+        # what may be any string by the data's word is one of the known values all the same: a value that is not is most likely misspelt
+        values = [v for v in name.split(" | ") if v != "string"]
+        if set(values) & self._named.keys():
+            return ANY
+        return Type("string", tuple(values))
+
+
+def resource_type(data: Sequence[Mapping]) -> ResourceType:
+    """A resource type from what `azmcp bicepschema get` prints."""
+    return _Schema(data).resource
+
+
+def own_type(name: str, body: Mapping) -> ResourceType:
+    """A resource type that is written by hand: `key!` is required, `key=` read-only, `*` any other; a type is a name, literals, [item] or {object}."""
+
+    def read(data: object) -> Type:
+        if isinstance(data, list):
+            return Type("array", item=read(data[0]))
+        if isinstance(data, dict):
+            known = {k.rstrip("!="): Property(read(v), k.endswith("!"), k.endswith("=")) for k, v in data.items() if k != "*"}
+            return _object(known, read(data["*"]) if "*" in data else None)
+        return Type(str(data)) if data in ("string", "int", "bool", "any") else Type("string", tuple(str(data).split(" | ")))
+
+    # what every resource has
+    common = {"id=": "string", "type=": "string", "apiVersion=": "string"}
+    return ResourceType(name.partition("@")[2], "", read({**body, **common}))
+
+
+Types = Callable[[str], ResourceType | str | None]
+"""A resource type by its name; a sentence where it is not known; None: not to be checked."""
+
+
+def kids(node: Node) -> list[Node]:
+    """The children that carry meaning."""
+    return [c for c in node.named_children if c.type not in ("comment", "diagnostic_comment")]
+
+
+def text(node: Node) -> str:
+    return node.text.decode() if node.text else ""
+
+
+def literal(node: Node | None) -> str | None:
+    """The text of a string without interpolation."""
+    if node is None or node.type != "string" or any(c.type == "interpolation" for c in node.named_children):
+        return None
+    parts = [c for c in node.named_children if c.type in ("string_content", "escape_sequence")]
+    unescape = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\$": "$", r"\'": "'", r"\\": "\\"}
+    return "".join(unescape.get(text(p), text(p)) if p.type == "escape_sequence" else text(p) for p in parts)
+
+
+def entries(node: Node) -> Iterator[tuple[str | None, Node, Node]]:
+    """(key, key node, value) of an object; the key is None where it is known only when deploying."""
+    for entry in kids(node):
+        if entry.type == "object_property" and len(found := kids(entry)) > 1:
+            yield (text(found[0]) if found[0].type == "identifier" else literal(found[0])), found[0], found[1]
+
+
+def entry(node: Node, name: str) -> Node | None:
+    return next((value for key, _, value in entries(node) if key == name), None)
+
+
+def body(node: Node) -> Node:
+    """The object of a resource or module, without its loop and condition."""
+    found = kids(node)[-1]
+    while found.type in ("for_statement", "if_statement", "parenthesized_expression"):
+        found = kids(found)[-1]
+    return found
+
+
+@dataclasses.dataclass
+class Symbol:
+    """A declaration. `type_name` of a resource is its whole type, without the version."""
+
+    kind: str
+    name: str
+    node: Node
+    decorators: dict[str, Node]
+    type_name: str = ""
+    version: str = ""
+
+    @property
+    def value(self) -> Node | None:
+        """What stands right of `=`."""
+        children = self.node.children
+        equals = next((i for i, c in enumerate(children) if c.type == "="), None)
+        return None if equals is None else next(c for c in children[equals + 1 :] if c.is_named and "comment" not in c.type)
+
+    @property
+    def looped(self) -> bool:
+        return self.value is not None and self.value.type == "for_statement"
+
+    @property
+    def existing(self) -> bool:
+        return any(c.type == "existing" for c in self.node.children)
+
+
+class File:
+    """A parsed Bicep file."""
+
+    def __init__(self, path: Path, project: "Project") -> None:
+        self.path, self.project = path, project
+        source = path.read_bytes()
+        tree = _PARSER.parse(source)
+        # the grammar does not know the spread, `...x`; a property with a name of its own in its place keeps every position
+        if any(n.type == "ERROR" and text(n).startswith("...") for n in walk(tree.root_node)):
+            source = re.sub(rb"([{,\n]\s*)\.\.\.(?=[\w(])", rb"\1_ :", source)
+            tree = _PARSER.parse(source)
+        self.root, self.symbols, self.outputs, self.nested = tree.root_node, dict[str, Symbol](), dict[str, Symbol](), list[Symbol]()
+        self.imports: dict[str, tuple[str, str | None, Node]] = {}
+        self.scope, self.faults, self.secret = "resourceGroup", set[Fault](), set[str]()
+        self.disabled = {
+            number + 2: set(line.split()[1:])
+            for number, line in enumerate(source.decode().splitlines())
+            if line.strip().startswith("#disable-next-line ")
+        }
+        self.read()
+
+    def fault(self, node: Node, message: str) -> None:
+        row, column = node.start_point
+        if message.partition(":")[0] not in self.disabled.get(row + 1, ()):
+            self.faults.add(Fault(self.project.name(self.path), row + 1, column + 1, message))
+
+    def read(self) -> None:
+        """Collect what is declared."""
+        decorators: dict[str, Node] = {}
+        for node in self.root.children:
+            if node.type == "decorators":
+                calls = [call for d in node.named_children for call in kids(d)]
+                decorators = {text(call.child_by_field_name("function") or call).removeprefix("sys."): call for call in calls}
+            elif node.type in _DECLARATIONS:
+                self.declare(Symbol(_DECLARATIONS[node.type], text(next(c for c in node.named_children if c.type == "identifier")), node, decorators))
+                decorators = {}
+            elif node.type == "target_scope_assignment":
+                self.scope = literal(kids(node)[0]) or self.scope
+            elif node.type == "import_functionality":
+                self.read_import(node)
+
+    def declare(self, symbol: Symbol, parent: Symbol | None = None) -> None:
+        if symbol.kind == "resource":
+            name = literal(next((c for c in symbol.node.named_children if c.type == "string"), None)) or ""
+            symbol.type_name, _, symbol.version = name.partition("@")
+            if parent:
+                symbol.type_name, symbol.version = f"{parent.type_name}/{symbol.type_name}", symbol.version or parent.version
+                self.nested.append(symbol)
+            for node in kids(body(symbol.node)):
+                for child in kids(node)[:1] if node.type == "object_property" else ():
+                    if child.type == "resource_declaration":
+                        self.declare(Symbol("resource", text(kids(child)[0]), child, {}), symbol)
+        if not parent:
+            known = self.outputs if symbol.kind == "output" else self.symbols
+            if symbol.name in known:
+                self.fault(symbol.node, f"BCP028: {symbol.name} is declared twice")
+            known[symbol.name] = symbol
+
+    def read_import(self, node: Node) -> None:
+        path, names = "", [c for c in node.children if c.type in ("identifier", "as", "*", "string")]
+        path = literal(names[-1]) or ""
+        for i, child in enumerate(names[:-1]):
+            if child.type in ("identifier", "*") and (i == 0 or names[i - 1].type != "as"):
+                alias = names[i + 2] if i + 1 < len(names) and names[i + 1].type == "as" else child
+                self.imports[text(alias)] = (path, None if child.type == "*" else text(child), child)
+
+    def imported(self, name: str) -> "tuple[File, Symbol] | None":
+        path, original, _ = self.imports[name]
+        file = self.project.file(self.path.parent / path)
+        return (file, file.symbols[original]) if file and original in file.symbols else None
+
+    @functools.cached_property
+    def parameters(self) -> Shape:
+        """What a module or a parameters file may pass."""
+        params = [s for s in self.symbols.values() if s.kind == "param"]
+        types = {s.name: self.declared(s) for s in params}
+        return Shape({s.name: Property(types[s.name], s.value is None and not types[s.name].nullable) for s in params})
+
+    def declared(self, symbol: Symbol) -> Type:
+        """The declared type of a parameter or an output, with its decorators."""
+        node = kids(symbol.node)[1]
+        found = self.type(node)
+        if allowed := symbol.decorators.get("allowed"):
+            values = self.typeof(kids(kids(allowed)[-1])[0]).item
+            found = dataclasses.replace(found, item=values) if found.kind == "array" else dataclasses.replace(values or ANY, nullable=found.nullable)
+        limits = {n: text(kids(kids(call)[-1])[0]) for n, call in symbol.decorators.items() if n.startswith(("min", "max"))}
+        return dataclasses.replace(found, limits=limits)
+
+    def type(self, node: Node) -> Type:
+        """A type expression."""
+        inner = kids(node)
+        match node.type:
+            case "type" | "parenthesized_type":
+                return self.type(inner[0])
+            case "nullable_type":
+                return dataclasses.replace(self.type(inner[0]), nullable=True)
+            case "primitive_type":
+                return Type(text(node))
+            case "array_type":
+                return Type("array", item=self.type(inner[0]))
+            case "union_type":
+                return _merged([self.type(c) for c in inner])
+            case "object":
+                properties = {k: Property(t := self.type(v), not t.nullable) for k, _, v in entries(node) if k}
+                return _object(properties, ANY if "*" in {text(c.children[0]) for c in inner if c.type == "object_property"} else None)
+            case "string" | "number" | "boolean" | "null":
+                return self.typeof(node)
+            case "identifier":
+                name = text(node)
+                if name in self.symbols and self.symbols[name].kind == "type":
+                    return self.type(self.symbols[name].value or node)
+                if name in self.imports and (found := self.imported(name)) and found[1].kind == "type":
+                    return found[0].type(found[1].value or node)
+                if name not in self.imports and name not in ("string", "int", "bool", "object", "array"):
+                    self.fault(node, f"BCP302: {name} is not a type")
+        return ANY
+
+    def typeof(self, node: Node, local: Mapping[str, Type] | None = None) -> Type:
+        """What is known of an expression before deploying."""
+        local, inner = local or {}, kids(node)
+        match node.type:
+            case "string":
+                value = literal(node)
+                return Type("string") if value is None else Type("string", (value,))
+            case "number":
+                return Type("int", (int(text(node)),))
+            case "boolean":
+                return Type("bool", (text(node) == "true",))
+            case "null":
+                return Type("null")
+            case "array":
+                return Type("array", item=_merged([self.typeof(c, local) for c in inner]) if inner else None)
+            case "object":
+                found = {k: Property(self.typeof(v, local), True) for k, _, v in entries(node) if k and k != "_"}
+                known = all(k and k != "_" for k, _, _ in entries(node))
+                return _object(found, None if known else ANY)
+            case "parenthesized_expression":
+                return self.typeof(inner[0], local)
+            case "ternary_expression":
+                return _merged([self.typeof(c, local) for c in inner[1:]]) if len(inner) == 3 else ANY
+            case "for_statement":
+                return Type("array", item=self.typeof(inner[-1], local | self.loop(node, local)))
+            case "if_statement":
+                return self.typeof(inner[-1], local)
+            case "binary_expression":
+                operator = text(node.child_by_field_name("operator") or node)
+                return Type("int") if operator in "+-*/%" else ANY if operator == "??" else Type("bool")
+            case "unary_expression":
+                return Type("bool") if text(node).startswith("!") else Type("int")
+            case "identifier":
+                return local.get(text(node)) or self.typeof_symbol(text(node))
+            case "member_expression":
+                of = self.typeof(inner[0], local)
+                found = of.member(text(inner[-1]))
+                if found is None:
+                    if text(node.children[1]) != ".?":
+                        self.fault(inner[-1], f"BCP053: {text(inner[0])} has no {text(inner[-1])}")
+                    return ANY
+                return found
+            case "subscript_expression":
+                return self.typeof(inner[0], local).item or ANY
+            case "call_expression":
+                return self.typeof_call(node, local)
+        return ANY
+
+    def typeof_symbol(self, name: str) -> Type:
+        if name in self.imports and (found := self.imported(name)):
+            return found[0].typeof_symbol(found[1].name)
+        symbol = self.symbols.get(name)
+        if symbol is None or symbol.name in self.project.busy:
+            return ANY
+        self.project.busy.add(name)
+        try:
+            match symbol.kind:
+                case "param":
+                    # a default is not what will be given; what is allowed is
+                    return dataclasses.replace(self.declared(symbol), limits={})
+                case "var" if symbol.value:
+                    return self.typeof(symbol.value)
+                case "resource":
+                    table = self.project.types(symbol.type_name)
+                    found = table.body if isinstance(table, ResourceType) else ANY
+                case "module":
+                    module = self.module(symbol)
+                    outputs = {n: Property(module.declared(o)) for n, o in module.outputs.items()} if module else {}
+                    found = _object({"name": Property(Type("string")), "outputs": Property(_object(outputs))}) if module else ANY
+                case _:
+                    return ANY
+            return Type("array", item=found) if symbol.looped else found
+        finally:
+            self.project.busy.discard(name)
+
+    def typeof_call(self, node: Node, local: Mapping[str, Type]) -> Type:
+        function, arguments = text(kids(node)[0]).removeprefix("sys.").removeprefix("az."), kids(kids(node)[-1])
+        if function == "union" and arguments:
+            found = [self.typeof(a, local) for a in arguments]
+            if any(t.kind != "object" for t in found):
+                return _merged(found)
+            shapes = [t.shape() if t.shape else Shape({}, ANY) for t in found]
+            properties: dict[str, Property] = {}
+            for shape in shapes:
+                properties |= shape.properties
+            return _object(properties, next((s.others for s in shapes if s.others), None))
+        if function == "map" and len(arguments) == 2 and arguments[1].type == "lambda_expression":
+            names, result = self.lambda_(arguments[1])
+            item = self.typeof(arguments[0], local).item or ANY
+            return Type("array", item=self.typeof(result, {**local, **dict.fromkeys(names, ANY), **({names[0]: item} if names else {})}))
+        if function in self.symbols and self.symbols[function].kind == "func":
+            return self.type(self.symbols[function].node.child_by_field_name("returns") or node)
+        return Type(_FUNCTIONS.get(function, "any"))
+
+    def lambda_(self, node: Node) -> tuple[list[str], Node]:
+        first, result = kids(node)[0], kids(node)[-1]
+        return [text(n) for n in ([first] if first.type == "identifier" else kids(first))], result
+
+    def loop(self, node: Node, local: Mapping[str, Type]) -> dict[str, Type]:
+        """The variables of a loop."""
+        names, over = kids(node)[0], kids(node)[1]
+        variables = [text(n) for n in ([names] if names.type == "identifier" else kids(names))]
+        return dict(zip(variables, (self.typeof(over, local).item or ANY, Type("int")), strict=False))
+
+    def module(self, symbol: Symbol) -> "File | None":
+        path = literal(next((c for c in symbol.node.named_children if c.type == "string"), None))
+        return self.project.file(self.path.parent / path) if path and ":" not in path else None
+
+    def check(self) -> None:
+        """Find what is wrong in this file."""
+        for node in walk(self.root):
+            if node.type == "ERROR" or node.is_missing:
+                self.fault(node, f"BCP018: syntax: {text(node)[:40]!r} is not understood")
+        if any(f.message.startswith("BCP018") for f in self.faults):
+            return  # the rest would be noise
+        used = self.check_names(self.root, {})
+        for name, (path, _, node) in self.imports.items():
+            if not self.imported(name) and self.imports[name][1] is not None:
+                self.fault(
+                    node, f"BCP360: {path} does not export {name}" if self.project.file(self.path.parent / path) else f"BCP091: no file {path}"
+                )
+            elif (found := self.imported(name)) and "export" not in found[1].decorators:
+                self.fault(node, f"BCP360: {path} does not export {name}")
+            if name not in used:
+                self.fault(node, f"no-unused-imports: {name} is never used")
+        self.secret = {s.name for s in self.symbols.values() if "secure" in s.decorators}
+        while more := {s.name for s in self.symbols.values() if s.kind == "var" and self.secretive(s.value)} - self.secret:
+            self.secret |= more
+        for symbol in [*self.symbols.values(), *self.nested, *self.outputs.values()]:
+            for name, call in symbol.decorators.items():
+                if name not in _DECORATORS:
+                    self.fault(call, f"BCP057: there is no decorator {name}")
+            if symbol.kind in ("param", "var") and symbol.name not in used and "export" not in symbol.decorators:
+                self.fault(symbol.node, f"no-unused-{symbol.kind}s: {symbol.name} is never used")
+            getattr(self, f"check_{symbol.kind}", lambda _: None)(symbol)
+
+    def check_names(self, node: Node, local: Mapping[str, Type]) -> set[str]:
+        """Report names that are not declared, and return those that are used."""
+        used, inner = set[str](), kids(node)
+        match node.type:
+            case "identifier":
+                name = text(node)
+                if name not in local and name not in self.symbols and name not in self.imports and name not in ("az", "sys"):
+                    self.fault(node, f"BCP057: {name} is not declared")
+                return {name}
+            case "import_functionality" | "primitive_type" | "property_identifier" | "metadata_declaration":
+                return used
+            case "object_property" if inner[0].type == "identifier":
+                inner = inner[1:]
+            case "decorator":
+                inner = kids(kids(inner[0])[-1])
+            case "lambda_expression":
+                names, result = self.lambda_(node)
+                return self.check_names(result, {**local, **dict.fromkeys(names, ANY)})
+            case "for_statement":
+                used = self.check_names(inner[1], local)
+                return used | self.check_names(inner[-1], {**local, **self.loop(node, local)})
+            case "resource_expression":
+                inner = inner[:1]
+            case "user_defined_function":
+                parameters = [c for c in inner if c.type == "parameters"]
+                names = [text(kids(p)[0]) for p in kids(parameters[0])]
+                local, inner = {**local, **dict.fromkeys(names, ANY)}, inner[1:]
+            case "parameter":
+                inner = inner[1:]
+            case "call_expression":
+                self.check_function(node)
+                if inner[0].type == "identifier":
+                    used, inner = {text(inner[0])}, inner[1:]
+            case _ if node.type in _DECLARATIONS:
+                inner = [c for c in inner if c is not inner[0]]
+                if node.type == "resource_declaration":
+                    nested = [kids(kids(e)[0])[0] for e in kids(body(node)) if kids(e) and kids(e)[0].type == "resource_declaration"]
+                    local = {**local, **{text(n): ANY for n in nested}}
+        return used.union(*(self.check_names(c, local) for c in inner))
+
+    def check_function(self, node: Node) -> None:
+        function = kids(node)[0]
+        if function.type == "member_expression" and text(kids(function)[0]) not in ("az", "sys"):
+            return  # a function of a resource, such as listKeys
+        name = text(function).rpartition(".")[2]
+        own = self.symbols.get(name)
+        if name not in _FUNCTIONS and not _SECRETIVE.match(name) and not (own and own.kind == "func") and name not in self.imports:
+            self.fault(function, f"BCP057: there is no function {name}")
+        if name in _LOADS:
+            argument = literal(next(iter(kids(kids(node)[-1])), None))
+            if argument is None or not (self.path.parent / argument).is_file():
+                self.fault(node, f"BCP091: {name}: no file {argument}")
+
+    def secretive(self, node: Node | None) -> bool:
+        """Whether an expression has a secret in it."""
+        for part in walk(node) if node else ():
+            if part.type == "identifier" and text(part) in self.secret and part.parent and part.parent.type != "object_property":
+                return True
+            if part.type == "identifier" and text(part) in self.secret and part.parent and kids(part.parent)[0] != part:
+                return True
+            if part.type == "call_expression" and _SECRETIVE.match(text(kids(part)[0]).rpartition(".")[2]):
+                return True
+        return False
+
+    def check_param(self, symbol: Symbol) -> None:
+        if "description" not in symbol.decorators:
+            self.fault(symbol.node, f"parameter {symbol.name} has no @description")
+        if symbol.value:
+            self.check_value(symbol.value, self.declared(symbol), {}, f"the default of {symbol.name}")
+            if "secure" in symbol.decorators and literal(symbol.value) != "" and not text(symbol.value).startswith("newGuid"):
+                self.fault(symbol.value, f"secure-parameter-default: the secret {symbol.name} has a default")
+        elif re.search("password|secret$|(account|access|api)key$", symbol.name, re.I) and "secure" not in symbol.decorators:
+            self.fault(symbol.node, f"secure-secrets-in-params: {symbol.name} is not @secure")
+
+    def check_var(self, symbol: Symbol) -> None:
+        if symbol.value:
+            self.check_value(symbol.value, ANY, {})
+
+    def check_output(self, symbol: Symbol) -> None:
+        if symbol.value:
+            self.check_value(symbol.value, self.declared(symbol), {}, f"output {symbol.name}")
+        if self.secretive(symbol.value):
+            self.fault(symbol.node, f"outputs-should-not-contain-secrets: {symbol.name}")
+
+    def check_module(self, symbol: Symbol) -> None:
+        module, at = self.module(symbol), body(symbol.node)
+        if module is None:
+            self.fault(symbol.node, f"BCP091: no file {text(kids(symbol.node)[1])}")
+            return
+        local = self.loop(symbol.value, {}) if symbol.looped and symbol.value else {}
+        given = entry(at, "params")
+        expected = Type("object", shape=lambda: module.parameters)
+        if given is None:
+            for why in _unfit_object({}, module.parameters, False, symbol.name):
+                self.fault(symbol.node, why)
+        else:
+            self.check_value(given, expected, local, f"module {symbol.name}")
+            for name, key, value in entries(given) if given.type == "object" else ():
+                target = module.symbols.get(name or "")
+                if target and self.secretive(value) and "secure" not in target.decorators:
+                    self.fault(key, f"a secret is passed to {name}, which is not @secure")
+        for name, key, value in entries(at):
+            if name not in ("name", "scope", "params", "dependsOn", "identity"):
+                self.fault(key, f"BCP037: a module has no {name}")
+            elif name != "params":
+                self.check_value(value, ANY, local)
+        scope = entry(at, "scope")
+        if (found := self.scope_of(scope)) and found != module.scope:
+            self.fault(scope or symbol.node, f"BCP134: {symbol.name} has the scope {found}, its file {module.scope}")
+
+    def scope_of(self, node: Node | None) -> str | None:
+        """The kind of scope that is meant, None where that cannot be known."""
+        if node is None:
+            return self.scope
+        name = text(kids(node)[0]) if node.type == "call_expression" else text(node)
+        if name in self.symbols:
+            return "resourceGroup" if self.symbols[name].type_name.lower() == "microsoft.resources/resourcegroups" else "resource"
+        return name if name in _SCOPES else None
+
+    def check_resource(self, symbol: Symbol) -> None:
+        at, table = body(symbol.node), self.project.types(symbol.type_name)
+        local = self.loop(symbol.value, {}) if symbol.looped and symbol.value else {}
+        if not _VERSION.fullmatch(symbol.version):
+            self.fault(symbol.node, f"BCP029: {symbol.type_name} has no valid API version: {symbol.version!r}")
+        if isinstance(table, str):
+            self.fault(symbol.node, f"BCP081: {table}")
+        elif table and symbol.version[:10] > table.version[:10]:
+            self.fault(symbol.node, f"BCP081: {symbol.type_name}@{symbol.version} is newer than the newest known, {table.version}")
+        self.check_parent(symbol, at)
+        expected = table.body.shape() if isinstance(table, ResourceType) and table.body.shape else None
+        if expected and symbol.existing:
+            expected = Shape({n: Property(p.type, False, p.read_only) for n, p in expected.properties.items() if n == "name"})
+        if expected:
+            own = {"parent": Property(ANY), "scope": Property(ANY), "dependsOn": Property(Type("array"))}
+            expected = dataclasses.replace(expected, properties={**expected.properties, **own})
+        self.check_value(at, Type("object", shape=lambda: expected) if expected else ANY, local, symbol.type_name)
+        scope = self.scope_of(entry(at, "scope"))
+        if isinstance(table, ResourceType) and table.scope in _SCOPES and scope not in (None, table.scope):
+            self.fault(symbol.node, f"BCP135: {symbol.type_name} cannot be deployed to the scope {scope}")
+
+    def check_parent(self, symbol: Symbol, at: Node) -> None:
+        parent, name, nested = entry(at, "parent"), entry(at, "name"), symbol in self.nested
+        depth = symbol.type_name.count("/")
+        if parent is not None and text(parent).split("[")[0] in self.symbols:
+            of = self.symbols[text(parent).split("[")[0]]
+            if of.kind != "resource" or of.type_name.lower() != symbol.type_name.rpartition("/")[0].lower():
+                self.fault(parent, f"BCP036: the parent of {symbol.type_name} cannot be {of.type_name or of.kind}")
+        if name is None:
+            self.fault(symbol.node, f"BCP035: {symbol.name} lacks name")
+        elif name.type == "string":
+            slashes = "".join(text(c) for c in name.named_children if c.type == "string_content").count("/")
+            if slashes != (0 if parent is not None or nested else depth - 1):
+                self.fault(name, f"BCP169: the name of {symbol.type_name} must have {0 if parent is not None or nested else depth - 1} slashes")
+
+    def check_value(self, node: Node, expected: Type, local: Mapping[str, Type], where: str = "the value") -> None:
+        """Report where an expression does not fit what is asked, as near to the fault as can be."""
+        inner = kids(node)
+        match node.type:
+            case "parenthesized_expression":
+                return self.check_value(inner[0], expected, local, where)
+            case "ternary_expression" if len(inner) == 3:
+                self.check_value(inner[0], ANY, local)
+                self.check_value(inner[1], expected, local, where)
+                return self.check_value(inner[2], expected, local, where)
+            case "if_statement":
+                self.check_value(inner[0], ANY, local)
+                return self.check_value(inner[-1], expected, local, where)
+            case "array" if expected.kind in ("any", "array"):
+                for child in inner:
+                    self.check_value(child, expected.item or ANY, local, f"an item of {where}")
+            case "for_statement" if expected.kind in ("any", "array", "object"):
+                item = expected if expected.kind == "object" else expected.item or ANY
+                self.check_value(inner[1], ANY, local)
+                return self.check_value(inner[-1], item, {**local, **self.loop(node, local)}, f"an item of {where}")
+            case "object" if expected.kind in ("any", "object"):
+                return self.check_object(node, expected, local, where)
+            case "call_expression" if text(inner[0]) == "union" and expected.kind == "object" and expected.shape:
+                for argument in kids(inner[-1]):
+                    self.check_value(argument, _partial(expected), local, where)
+                whole = self.typeof(node, local)
+                shape = whole.shape() if whole.shape else Shape({}, ANY)
+                for why in _unfit_object({n: p.type for n, p in shape.properties.items()}, expected.shape(), shape.others is not None, where):
+                    if why.startswith("BCP035"):
+                        self.fault(node, why)
+                return None
+            case "call_expression":
+                mapped = text(inner[0]) == "map" and expected.kind == "array"
+                self.check_arguments(kids(inner[-1]), expected.item or ANY if mapped else ANY, local, where)
+                if mapped:
+                    return None
+            case "lambda_expression" | "identifier" | "property_identifier":
+                pass
+            case _:
+                for child in inner:
+                    self.check_value(child, ANY, local)
+        for why in unfit(self.typeof(node, local), expected, where):
+            self.fault(node, why)
+        return None
+
+    def check_arguments(self, arguments: Sequence[Node], asked: Type, local: Mapping[str, Type], where: str) -> None:
+        """The arguments of a function; `asked` is the type that its lambda should give."""
+        for argument in arguments:
+            if argument.type == "lambda_expression":
+                names, result = self.lambda_(argument)
+                item = self.typeof(arguments[0], local).item or ANY
+                self.check_value(result, asked, {**local, **dict.fromkeys(names, ANY), **({names[0]: item} if names else {})}, f"an item of {where}")
+            else:
+                self.check_value(argument, ANY, local)
+
+    def check_object(self, node: Node, expected: Type, local: Mapping[str, Type], where: str) -> None:
+        found: dict[str, Type] = {}
+        for key, at, value in entries(node):
+            if key is None:
+                self.check_value(value, ANY, local)
+            elif key in found and key != "_":
+                self.fault(at, f"BCP025: {key} is there twice")
+            else:
+                found[key] = self.typeof(value, local)
+        open_ = found.pop("_", None) is not None or any(key is None for key, _, _ in entries(node))
+        keys = {key: at for key, at, _ in entries(node)}
+        shape = expected.shape() if expected.shape else Shape({}, ANY)
+        for why in _unfit_object(found, shape, open_, where):
+            self.fault(next((at for key, at in keys.items() if key and re.search(rf"(property|is) {re.escape(key)}\b", why)), node), why)
+        chosen = expected
+        if shape.discriminator and (values := found.get(shape.discriminator, ANY).values) and values[0] in shape.variants:
+            variant = shape.variants[values[0]]
+            chosen = _object({**shape.properties, **variant.properties}, shape.others)
+        for key, _, value in entries(node):
+            if key in found:
+                self.check_value(value, chosen.member(key) or ANY, local, key)
+
+
+def _partial(expected: Type) -> Type:
+    """What is asked of a part of an object."""
+    if not expected.shape:
+        return expected
+    shape = expected.shape()
+    return _object({n: Property(p.type, False, p.read_only) for n, p in shape.properties.items()}, ANY if shape.discriminator else shape.others)
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """The node and everything in it."""
+    yield node
+    for child in node.children:
+        yield from walk(child)
+
+
+class Project:
+    """The Bicep files of a folder. Without `types` the bodies of resources are not checked."""
+
+    def __init__(self, root: Path, types: Types = lambda _: None) -> None:
+        self.root, self.types = root, functools.cache(types)
+        self.busy = set[str]()
+        self._files: dict[Path, File | None] = {}
+
+    def name(self, path: Path) -> str:
+        """How a path is named in a fault."""
+        return str(path.resolve().relative_to(self.root.resolve()))
+
+    def file(self, path: Path) -> File | None:
+        """A file, read once; None where there is none."""
+        path = path.resolve()
+        if path not in self._files:
+            self._files[path] = File(path, self) if path.is_file() else None
+        return self._files[path]
+
+    def files(self) -> list[File]:
+        return [file for path in sorted(self.root.rglob("*.bicep")) if (file := self.file(path))]
+
+    def faults(self) -> list[Fault]:
+        """What is wrong in all files."""
+        for file in self.files():
+            file.check()
+        return sorted({fault for file in self.files() for fault in file.faults} | set(self.parameter_faults()))
+
+    def parameter_faults(self) -> Iterator[Fault]:
+        """Where *.parameters.json does not fit the Bicep file beside it."""
+        for path in sorted(self.root.rglob("*.parameters.json")):
+            main = self.file(path.with_name(path.name.replace(".parameters.json", ".bicep")))
+            lines = path.read_text().splitlines()
+            given = json.loads(path.read_text()).get("parameters", {})
+            if main is None:
+                yield Fault(self.name(path), 1, 1, "BCP091: there is no Bicep file of this name")
+                continue
+            types = {name: _json_type(p["value"]) if "value" in p else ANY for name, p in given.items()}
+            for why in unfit(
+                _object({n: Property(t, True) for n, t in types.items()}), Type("object", shape=lambda m=main: m.parameters), "the file"
+            ):
+                line, column = next(
+                    ((i, text_.index(f'"{n}"')) for n in given if n in why for i, text_ in enumerate(lines) if f'"{n}"' in text_), (0, 0)
+                )
+                yield Fault(self.name(path), line + 1, column + 1, why)
+
+
+def _json_type(value: object) -> Type:
+    if isinstance(value, str) and re.fullmatch(r"\$\{.*\}", value):
+        return ANY  # azd puts the variable's value there
+    if value is None:
+        return Type("null")
+    if isinstance(value, list):
+        return Type("array", item=_merged([_json_type(v) for v in value]) if value else None)
+    if isinstance(value, dict):
+        return _object({k: Property(_json_type(v), True) for k, v in value.items()})
+    return _one_of([value])
