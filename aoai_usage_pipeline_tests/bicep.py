@@ -572,6 +572,71 @@ class File:
             if symbol.kind in ("param", "var") and symbol.name not in used and "export" not in symbol.decorators:
                 self.fault(symbol.node, f"no-unused-{symbol.kind}s: {symbol.name} is never used")
             getattr(self, f"check_{symbol.kind}", lambda _: None)(symbol)
+            self.check_start(symbol)
+        self.check_cycles()
+
+    def check_start(self, symbol: Symbol) -> None:
+        """Loops, conditions, names and scopes must be known when the deployment starts, and loops stand in few places."""
+        for node in walk(symbol.node):
+            if node.type == "for_statement":
+                self.check_start_of(kids(node)[1], "BCP178: the list of the loop")
+                if symbol.kind == "var":
+                    self.check_start_of(kids(node)[-1], "BCP182: the loop of a variable")
+                outer = node.parent
+                if outer and symbol.kind in ("resource", "module") and outer.type == "object_property":
+                    while outer and outer.type in ("object", "object_property", "array", "if_statement"):
+                        outer = outer.parent
+                    if outer and outer.type == "for_statement" and outer.parent and outer.parent.type == "object_property":
+                        self.fault(node, "BCP142: a loop cannot stand in the loop of another property")
+                if outer and outer.type not in (*_DECLARATIONS, "for_statement"):
+                    self.fault(node, "BCP138: a loop cannot stand here")
+            elif node.type == "if_statement":
+                self.check_start_of(kids(node)[0], "BCP177: the condition")
+        for name in ("name", "scope") if symbol.kind in ("resource", "module") and not symbol.existing else ():
+            if value := entry(body(symbol.node), name):
+                self.check_start_of(value, f"BCP120: {name}")
+
+    def check_start_of(self, node: Node, what: str) -> None:
+        if late := self.late(node, frozenset()):
+            self.fault(node, f"{what} is known only when {late} is deployed")
+
+    def late(self, node: Node, seen: frozenset[str]) -> str | None:
+        """What an expression waits for: outputs of a module, or properties that a resource has once it is there."""
+        if node.type == "member_expression":
+            base, members = node, list[str]()
+            while base.type in ("member_expression", "subscript_expression", "resource_expression"):
+                members = [text(kids(base)[-1]), *members] if base.type == "member_expression" else members
+                base = kids(base)[0]
+            symbol = self.symbols.get(text(base))
+            if symbol and symbol.kind in ("resource", "module") and members and members[0] not in ("id", "name", "type", "apiVersion"):
+                return symbol.name
+        if node.type == "call_expression" and (_SECRETIVE.match(text(kids(node)[0]).rpartition(".")[2]) or text(kids(node)[0]) == "reference"):
+            return text(kids(node)[0])
+        if node.type == "identifier" and (symbol := self.symbols.get(text(node))) and symbol.kind == "var" and symbol.name not in seen:
+            return self.late(symbol.value, seen | {symbol.name}) if symbol.value else None
+        children = kids(node)[1:] if node.type == "object_property" and kids(node)[0].type == "identifier" else kids(node)
+        return next((found for child in children if (found := self.late(child, seen))), None)
+
+    def check_cycles(self) -> None:
+        """Resources, modules and variables that need each other."""
+        needs = {s.name: self.check_names(s.node, {}) & self.symbols.keys() for s in self.symbols.values()}
+        for name, names in needs.items():
+            if self.symbols[name].kind == "resource":
+                names.discard(name)  # nested resources may name the one that they are in
+
+        def reach(name: str, path: tuple[str, ...]) -> tuple[str, ...] | None:
+            if name in path:
+                return (*path[path.index(name) :], name)
+            if name in done:
+                return None
+            found = next((cycle for n in sorted(needs[name]) if (cycle := reach(n, (*path, name)))), None)
+            done.add(name)
+            return found
+
+        done = set[str]()
+        for name in needs:
+            if cycle := reach(name, ()):
+                self.fault(self.symbols[cycle[0]].node, f"BCP080: {' needs '.join(cycle)}")
 
     def check_names(self, node: Node, local: Mapping[str, Type]) -> set[str]:
         """Report names that are not declared, and return those that are used."""
@@ -621,6 +686,8 @@ class File:
         own = self.symbols.get(name)
         if name not in _FUNCTIONS and not _SECRETIVE.match(name) and not (own and own.kind == "func") and name not in self.imports:
             self.fault(function, f"BCP057: there is no function {name}")
+        if name in ("newGuid", "utcNow") and not any(n.type == "parameter_declaration" for n in above(node)):
+            self.fault(function, f"BCP065: {name} is for defaults of parameters only")
         if name in _LOADS:
             argument = literal(next(iter(kids(kids(node)[-1])), None))
             if argument is None or not (self.path.parent / argument).is_file():
@@ -811,6 +878,13 @@ def _partial(expected: Type) -> Type:
         return expected
     shape = expected.shape()
     return _object({n: Property(p.type, False, p.read_only) for n, p in shape.properties.items()}, ANY if shape.discriminator else shape.others)
+
+
+def above(node: Node) -> Iterator[Node]:
+    """What a node is in, from the inside out."""
+    while node.parent:
+        node = node.parent
+        yield node
 
 
 def walk(node: Node) -> Iterator[Node]:

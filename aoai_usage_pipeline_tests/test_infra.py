@@ -160,11 +160,19 @@ def test_the_checker_lets_right_files_pass(tmp_path):
         ),
         ("shelf.properties.url", "listKeys(shelf.id, '2024-01-01').key", "outputs-should-not-contain-secrets: url"),
         ("param prefix string = 'test'", "@secure()\nparam key string\nvar prefix = key", "a secret is passed to name, which is not @secure"),
+        ("range(0, 2)", "range(0, length(part.outputs.id))", "BCP178: the list of the loop is known only when part is deployed"),
+        ("if (books) {", "if (late) {", "BCP177: the condition is known only when part is deployed"),
+        ("'${prefix}-shelf'", "late ? 'a' : 'b'", "BCP120: name is known only when part is deployed"),
+        ("{ pages: item.pages }", "{ pages: [for n in [1]: { x: [for m in [2]: m] }] }", "BCP142: a loop cannot stand in the loop of another"),
+        ("'${prefix}-shelf'", "newGuid()", "BCP065: newGuid is for defaults of parameters only"),
+        ("output ids array = [", "output ids array = books ? [] : [", "BCP138: a loop cannot stand here"),
+        ("var names = [", "var a1 = b1\nvar b1 = a1\nvar names = [", "BCP080: a1 needs b1 needs a1"),
         ("param tags object = {}", "param tags object = {}\nvar tags = {}", "BCP028: tags is declared twice"),
     ],
 )
 def test_the_checker_finds(tmp_path, right, wrong, fault):
     source = GOOD.replace("name: 'part'", "name: prefix") if "which is not @secure" in str(fault) else GOOD
+    source += "var late = part.outputs.id == 'x'\n"
     assert right in source
     found = check(tmp_path, main=source.replace(right, wrong, 1))
     assert [f for f in found if (fault or "BCP") in f] or fault is None, found
