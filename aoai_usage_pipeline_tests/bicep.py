@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tree_sitter_bicep
-from tree_sitter import Language, Node, Parser
+from tree_sitter import Language, Parser
+from tree_sitter import Node as Parsed
 
 _PARSER = Parser(Language(tree_sitter_bicep.language()))
 _DECLARATIONS = {
@@ -256,13 +257,64 @@ Types = Callable[[str], ResourceType | str | None]
 """A resource type by its name; a sentence where it is not known; None: not to be checked."""
 
 
+class Node:
+    """A piece of the syntax. The grammar lets operators bind stronger than the dot: `a ? b : c.d` comes as `(a ? b : c).d`. This tree has them right."""
+
+    def __init__(self, parsed: Parsed, source: bytes) -> None:
+        self.type, self.is_named, self.is_missing = parsed.type, parsed.is_named, parsed.is_missing
+        self.start, self.end, self.source = parsed.start_byte, parsed.end_byte, source
+        self.start_point = (parsed.start_point[0], parsed.start_point[1])
+        self.children = [Node(child, source) for child in parsed.children]
+        self.fields = {name: self.children[i] for i in range(len(self.children)) if (name := parsed.field_name_for_child(i))}
+        self.children = [_bound(child) for child in self.children]
+        self.parent: Node | None = None
+
+    @property
+    def named_children(self) -> list["Node"]:
+        return [c for c in self.children if c.is_named]
+
+    @property
+    def text(self) -> str:
+        return self.source[self.start : self.end].decode()
+
+    def adopt(self) -> "Node":
+        """Tell everything what it is in."""
+        for child in self.children:
+            child.parent = self
+            child.adopt()
+        return self
+
+
+_POSTFIX = ("member_expression", "subscript_expression", "resource_expression", "call_expression")
+_OPERATORS = ("??", "||", "&&", "== != =~ !~", "< <= > >=", "+ -", "* / %")
+
+
+def _strength(node: Node) -> int | None:
+    """How strong an operator binds; None for anything else."""
+    if node.type == "binary_expression":
+        return 2 + next(i for i, of in enumerate(_OPERATORS) if node.fields["operator"].text in of.split())
+    return {"lambda_expression": 0, "ternary_expression": 1, "unary_expression": 20, **dict.fromkeys(_POSTFIX, 30)}.get(node.type)
+
+
+def _bound(node: Node) -> Node:
+    """Give what binds stronger to the last operand of what stands before it."""
+    mine, first = _strength(node), node.children[0] if node.children else node
+    theirs = _strength(first)
+    if mine is None or theirs is None or theirs > mine or (theirs == mine and mine != 1):
+        return node
+    last = first.children[-1]
+    node.children[0], node.start, node.start_point = last, last.start, last.start_point
+    first.children[-1], first.end = _bound(node), node.end
+    return first
+
+
 def kids(node: Node) -> list[Node]:
     """The children that carry meaning."""
     return [c for c in node.named_children if c.type not in ("comment", "diagnostic_comment")]
 
 
 def text(node: Node) -> str:
-    return node.text.decode() if node.text else ""
+    return node.text
 
 
 def literal(node: Node | None) -> str | None:
@@ -279,6 +331,12 @@ def entries(node: Node) -> Iterator[tuple[str | None, Node, Node]]:
     for entry in kids(node):
         if entry.type == "object_property" and len(found := kids(entry)) > 1:
             yield (text(found[0]) if found[0].type == "identifier" else literal(found[0])), found[0], found[1]
+
+
+def lambda_of(node: Node) -> tuple[list[str], Node]:
+    """The parameters and the result of a lambda."""
+    first, result = kids(node)[0], kids(node)[-1]
+    return [text(n) for n in ([first] if first.type == "identifier" else kids(first))], result
 
 
 def entry(node: Node, name: str) -> Node | None:
@@ -326,12 +384,12 @@ class File:
     def __init__(self, path: Path, project: "Project") -> None:
         self.path, self.project = path, project
         source = path.read_bytes()
-        tree = _PARSER.parse(source)
+        root = Node(_PARSER.parse(source).root_node, source)
         # the grammar does not know the spread, `...x`; a property with a name of its own in its place keeps every position
-        if any(n.type == "ERROR" and text(n).startswith("...") for n in walk(tree.root_node)):
+        if any(n.type == "ERROR" and text(n).startswith("...") for n in walk(root)):
             source = re.sub(rb"([{,\n]\s*)\.\.\.(?=[\w(])", rb"\1_ :", source)
-            tree = _PARSER.parse(source)
-        self.root, self.symbols, self.outputs, self.nested = tree.root_node, dict[str, Symbol](), dict[str, Symbol](), list[Symbol]()
+            root = Node(_PARSER.parse(source).root_node, source)
+        self.root, self.symbols, self.outputs, self.nested = root.adopt(), dict[str, Symbol](), dict[str, Symbol](), list[Symbol]()
         self.imports: dict[str, tuple[str, str | None, Node]] = {}
         self.scope, self.faults, self.secret = "resourceGroup", set[Fault](), set[str]()
         self.disabled = {
@@ -352,7 +410,7 @@ class File:
         for node in self.root.children:
             if node.type == "decorators":
                 calls = [call for d in node.named_children for call in kids(d)]
-                decorators = {text(call.child_by_field_name("function") or call).removeprefix("sys."): call for call in calls}
+                decorators = {text(call.fields["function"]).removeprefix("sys."): call for call in calls}
             elif node.type in _DECLARATIONS:
                 self.declare(Symbol(_DECLARATIONS[node.type], text(next(c for c in node.named_children if c.type == "identifier")), node, decorators))
                 decorators = {}
@@ -465,7 +523,7 @@ class File:
             case "if_statement":
                 return self.typeof(inner[-1], local)
             case "binary_expression":
-                operator = text(node.child_by_field_name("operator") or node)
+                operator = text(node.fields["operator"])
                 return Type("int") if operator in "+-*/%" else ANY if operator == "??" else Type("bool")
             case "unary_expression":
                 return Type("bool") if text(node).startswith("!") else Type("int")
@@ -475,7 +533,7 @@ class File:
                 of = self.typeof(inner[0], local)
                 found = of.member(text(inner[-1]))
                 if found is None:
-                    if text(node.children[1]) != ".?":
+                    if ".?" not in [c.text for c in node.children]:
                         self.fault(inner[-1], f"BCP053: {text(inner[0])} has no {text(inner[-1])}")
                     return ANY
                 return found
@@ -524,16 +582,12 @@ class File:
                 properties |= shape.properties
             return _object(properties, next((s.others for s in shapes if s.others), None))
         if function == "map" and len(arguments) == 2 and arguments[1].type == "lambda_expression":
-            names, result = self.lambda_(arguments[1])
+            names, result = lambda_of(arguments[1])
             item = self.typeof(arguments[0], local).item or ANY
             return Type("array", item=self.typeof(result, {**local, **dict.fromkeys(names, ANY), **({names[0]: item} if names else {})}))
         if function in self.symbols and self.symbols[function].kind == "func":
-            return self.type(self.symbols[function].node.child_by_field_name("returns") or node)
+            return self.type(self.symbols[function].node.fields["returns"])
         return Type(_FUNCTIONS.get(function, "any"))
-
-    def lambda_(self, node: Node) -> tuple[list[str], Node]:
-        first, result = kids(node)[0], kids(node)[-1]
-        return [text(n) for n in ([first] if first.type == "identifier" else kids(first))], result
 
     def loop(self, node: Node, local: Mapping[str, Type]) -> dict[str, Type]:
         """The variables of a loop."""
@@ -654,7 +708,7 @@ class File:
             case "decorator":
                 inner = kids(kids(inner[0])[-1])
             case "lambda_expression":
-                names, result = self.lambda_(node)
+                names, result = lambda_of(node)
                 return self.check_names(result, {**local, **dict.fromkeys(names, ANY)})
             case "for_statement":
                 used = self.check_names(inner[1], local)
@@ -843,7 +897,7 @@ class File:
         """The arguments of a function; `asked` is the type that its lambda should give."""
         for argument in arguments:
             if argument.type == "lambda_expression":
-                names, result = self.lambda_(argument)
+                names, result = lambda_of(argument)
                 item = self.typeof(arguments[0], local).item or ANY
                 self.check_value(result, asked, {**local, **dict.fromkeys(names, ANY), **({names[0]: item} if names else {})}, f"an item of {where}")
             else:
