@@ -985,7 +985,8 @@ class Project:
             if main is None:
                 yield Fault(self.name(path), 1, 1, "BCP091: there is no Bicep file of this name")
                 continue
-            types = {name: _json_type(p["value"]) if "value" in p else ANY for name, p in given.items()}
+            # azd puts the values of variables there
+            types = {name: json_type(p["value"], lambda text_: "${" in text_) if "value" in p else ANY for name, p in given.items()}
             for why in unfit(
                 _object({n: Property(t, True) for n, t in types.items()}), Type("object", shape=lambda m=main: m.parameters), "the file"
             ):
@@ -995,13 +996,14 @@ class Project:
                 yield Fault(self.name(path), line + 1, column + 1, why)
 
 
-def _json_type(value: object) -> Type:
-    if isinstance(value, str) and re.fullmatch(r"\$\{.*\}", value):
-        return ANY  # azd puts the variable's value there
+def json_type(value: object, unknown: Callable[[str], bool]) -> Type:
+    """What is known of a value in JSON, in which some texts stand for something else."""
+    if isinstance(value, float) or (isinstance(value, str) and unknown(value)):
+        return ANY  # Bicep has no type for fractions
     if value is None:
         return Type("null")
     if isinstance(value, list):
-        return Type("array", item=_merged([_json_type(v) for v in value]) if value else None)
+        return Type("array", item=_merged([json_type(v, unknown) for v in value]) if value else None)
     if isinstance(value, dict):
-        return _object({k: Property(_json_type(v), True) for k, v in value.items()})
+        return _object({k: Property(json_type(v, unknown), True) for k, v in value.items()})
     return _one_of([value])

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from aoai_usage_pipeline_tests.bicep import ResourceType, own_type, resource_type
 
-_OWN = {
-    name.partition("@")[0]: own_type(name, body) for name, body in json.loads((Path(__file__).parent / "data/bicep_types.json").read_text()).items()
-}
+_BY_HAND = json.loads((Path(__file__).parent / "data/bicep_types.json").read_text())
+OWN_TYPES = {name.partition("@")[0]: own_type(name, body) for name, body in _BY_HAND.items()}
 
 
 class TypeData:
@@ -33,9 +32,11 @@ class TypeData:
             self._server.communicate(timeout=30)
 
     def __call__(self, name: str) -> ResourceType | str:
-        """The table of a resource type, or why there is none."""
-        if name in _OWN:
-            return _OWN[name]
+        """A resource type, or why it is not known."""
+        return OWN_TYPES[name] if name in OWN_TYPES else self.microsofts(name)
+
+    def microsofts(self, name: str) -> ResourceType | str:
+        """A resource type as the package has it, or why it has not."""
         path = self._kept / f"{name.replace('/', '_')}.json"
         if not path.exists():
             answer = self._ask("tools/call", {"name": "bicepschema_get", "arguments": {"resource-type": name}})

@@ -1,13 +1,27 @@
 """The deployment in infra/: checked as far as no Azure allows, by a checker that is shown to find each kind of fault."""
 
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from azure.cosmos import CosmosClient
+from azure.identity._constants import EnvironmentVariables
 
-from aoai_usage_pipeline_tests.bicep import Project
-from aoai_usage_pipeline_tests.bicep_types import own_type
+from aoai_usage_pipeline.publish.cosmos import Cosmos
+from aoai_usage_pipeline.publish.documents import DAILY_BILLING, USAGE
+from aoai_usage_pipeline.settings import Settings
+from aoai_usage_pipeline.storage import open_store
+from aoai_usage_pipeline_tests.bicep import Project, json_type, unfit
+from aoai_usage_pipeline_tests.bicep_plan import Resource, plan
+from aoai_usage_pipeline_tests.bicep_types import OWN_TYPES, TypeData, own_type
+from aoai_usage_pipeline_tests.conftest import ROOT
+from aoai_usage_pipeline_tests.cosmos_server import KEY, CosmosServer
+from aoai_usage_pipeline_tests.support import DAY
 
-ROOT = Path(__file__).parent.parent
 INFRA = ROOT / "infra"
 
 SHELF = own_type(
@@ -176,3 +190,406 @@ def test_the_checker_finds(tmp_path, right, wrong, fault):
     assert right in source
     found = check(tmp_path, main=source.replace(right, wrong, 1))
     assert [f for f in found if (fault or "BCP") in f] or fault is None, found
+
+
+# --- the files of infra/ ---------------------------------------------------------------------------------------------------------
+
+# the file, the compiler's code, and why it is silenced there
+SILENCED = {
+    ("api-management.bicep", "BCP036"): "the tier PremiumV2 is newer than the type data",
+    ("api-management-api.bicep", "BCP035"): "a pool of backends has no address and protocol of its own, which the type data ask for",
+    ("api-management-api.bicep", "BCP037"): "largeLanguageModel is newer than the type data",
+    ("api-management-api.bicep", "BCP081"): "so is the API version that it came with",
+}
+
+
+@pytest.fixture(scope="module")
+def types() -> Iterator[TypeData]:
+    folder, node = ROOT / ".azmcp", ROOT / ".venv/bin/node"
+    if not (folder / "node_modules").is_dir():
+        pytest.fail("Microsoft's type data are not installed: run `make test`, which installs them")
+    with TypeData(folder, str(node) if node.exists() else "node") as data:
+        yield data
+
+
+def test_the_files_fit_each_other():
+    assert list(map(str, Project(INFRA).faults())) == []
+
+
+@pytest.mark.slow
+def test_the_files_fit_microsofts_types(types):
+    assert list(map(str, Project(INFRA, types).faults())) == []
+
+
+def test_faults_are_silenced_only_for_a_reason():
+    found = {
+        (path.name, code)
+        for path in INFRA.rglob("*.bicep")
+        for line in re.findall(r"#disable-next-line (.+)", path.read_text())
+        for code in line.split()
+    }
+    assert found == SILENCED.keys()
+
+
+@pytest.mark.slow
+def test_types_are_written_by_hand_only_where_microsofts_data_lack_them(types):
+    assert [name for name in OWN_TYPES if not isinstance(types.microsofts(name), str)] == []
+
+
+# --- what a deployment makes -----------------------------------------------------------------------------------------------------
+
+NEEDED = {"location": "westeurope", "publisherEmail": "platform@example.com", "image": "registry.example/pipeline:1.2.3"}
+PRIVATE = {"privateEndpoints": True, "registryPublicAccess": False, "apiManagementSku": "StandardV2", "apiManagementPublicAccess": False}
+EVERYTHING = PRIVATE | {
+    "applicationGateway": True,
+    "gatewayHostName": "ai.example.com",
+    "gatewayCertificateSecretId": "https://vault.example/secrets/certificate",
+    "authClientId": "11111111-2222-3333-4444-555555555555",
+    "functionAppCodeDeployed": True,
+    "teamsWebhookUrl": "https://teams.example",
+    "notificationMailTo": "finops@example.com",
+    "alertEmails": ["oncall@example.com"],
+    "operatorPrincipalId": "OPERATOR",
+    "lakeReaderPrincipalIds": ["READER"],
+    "cosmosReaderPrincipalIds": ["READER"],
+    "callers": [{"name": "shop", "displayName": "Shop"}],
+    "cosmosUsage": True,
+    "tags": {"team": "platform"},
+}
+
+
+def deployment(**parameters: object) -> list[Resource]:
+    return plan(INFRA / "main.bicep", **NEEDED | parameters)
+
+
+@pytest.fixture(scope="module")
+def smallest() -> list[Resource]:
+    return deployment()
+
+
+@pytest.fixture(scope="module")
+def everything() -> list[Resource]:
+    return deployment(**EVERYTHING)
+
+
+def of_type(resources: list[Resource], name: str) -> list[Resource]:
+    return [r for r in resources if r.type.lower() == name.lower()]
+
+
+def one(resources: list[Resource], type_name: str, last: str) -> Resource:
+    (found,) = [r for r in of_type(resources, type_name) if r.name.rpartition("/")[2] == last]
+    return found
+
+
+def properties(resource: Resource) -> dict[str, Any]:
+    return resource.body["properties"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parameters", [{}, EVERYTHING, EVERYTHING | {"namePrefix": "a" * 22}, {"namePrefix": "abc", "capture": False, "azureMonitorSends": False}]
+)
+def test_what_is_deployed_fits_microsofts_types(types, parameters):
+    """With the values that parameters have here, names with their lengths included."""
+    faults = []
+    for resource in deployment(**parameters):
+        own = {key: value for key, value in resource.body.items() if key != "dependsOn"}
+        faults += [f"{resource}: {why}" for why in unfit(json_type(own, lambda text: "«" in text), types(resource.type).body)]
+    silenced = [fault for fault in faults if any(code in fault and words in fault for code, words in KNOWN)]
+    assert [fault for fault in faults if fault not in silenced] == []
+
+
+# what the files silence
+KNOWN = [("BCP035", "service/backends"), ("BCP037", "largeLanguageModel")]
+
+
+@pytest.mark.slow
+def test_every_resource_has_the_tags(types, everything):
+    taggable = [
+        r for r in everything if "tags" in types(r.type).body.shape().properties and not types(r.type).body.shape().properties["tags"].read_only
+    ]
+    untagged = [str(r) for r in taggable if (r.body.get("tags") or {}).get("team") != "platform"]
+    assert [name for name in untagged if not any(type_name in name for type_name in UNTAGGED)] == []
+    assert len(taggable) > 20
+
+
+# children that Azure lets have tags of their own, which nobody looks for
+UNTAGGED = ("Microsoft.CognitiveServices/accounts/deployments", "Microsoft.DocumentDB/databaseAccounts/")
+
+ROLES = {
+    "7f951dda-4ed3-4680-a7ca-43fe172d538d": "AcrPull",
+    "5e0bd9bd-7b93-4f28-af87-19fc36ad61bd": "Cognitive Services OpenAI User",
+    "09976791-48a7-449e-bb21-39d1a415f350": "Communication and Email Service Owner",
+    "00000000-0000-0000-0000-000000000001": "Cosmos DB Built-in Data Reader",
+    "00000000-0000-0000-0000-000000000002": "Cosmos DB Built-in Data Contributor",
+    "a638d3c7-ab3a-418d-83e6-5f17a39d4fde": "Azure Event Hubs Data Receiver",
+    "2b629674-e913-4c01-ae53-ef4638d8f975": "Azure Event Hubs Data Sender",
+    "4633458b-17de-408a-b874-0445c86b69e6": "Key Vault Secrets User",
+    "3913510d-42f4-4e42-8a64-420c390055eb": "Monitoring Metrics Publisher",
+    "ba92f5b4-2d11-453d-a403-e96b0029c9fe": "Storage Blob Data Contributor",
+    "b7e6dc6d-f1e8-4753-8033-0f276bb0955b": "Storage Blob Data Owner",
+    "2a2b9908-6ea1-4ae2-8e65-a410df84e7d1": "Storage Blob Data Reader",
+}
+
+# who, on what, as what: one line for each connection that code or service makes
+CONNECTIONS = {
+    # storage/blob.py, hub/client.py, publish/cosmos.py, the telemetry's exporter, and the Container Apps for it
+    ("pipeline", "containers/capture", "Storage Blob Data Reader"),
+    ("pipeline", "containers/lake", "Storage Blob Data Contributor"),
+    ("pipeline", "containers/reference", "Storage Blob Data Reader"),
+    ("pipeline", "eventhubs/usage", "Azure Event Hubs Data Receiver"),
+    ("pipeline", "eventhubs/notifications", "Azure Event Hubs Data Sender"),
+    ("pipeline", "dbs/aoai-usage", "Cosmos DB Built-in Data Contributor"),
+    ("pipeline", "components/aoai-usage-insights", "Monitoring Metrics Publisher"),
+    ("pipeline", "vaults/aoaiusage-*", "Key Vault Secrets User"),
+    ("pipeline", "registries/aoaiusage*", "AcrPull"),
+    # API Management: its backend, its loggers
+    ("gateway", "accounts/aoai-usage-*-openai", "Cognitive Services OpenAI User"),
+    ("gateway", "eventhubs/usage", "Azure Event Hubs Data Sender"),
+    ("gateway", "components/aoai-usage-insights", "Monitoring Metrics Publisher"),
+    # Event Hubs Capture
+    ("capture", "containers/capture", "Storage Blob Data Contributor"),
+    # the certificate of the application gateway
+    ("firewall", "vaults/aoaiusage-*", "Key Vault Secrets User"),
+    # infra/functions
+    ("functions", "storageAccounts/aoaiusagefn*", "Storage Blob Data Owner"),
+    ("functions", "secrets/notification-receiver-key", "Key Vault Secrets User"),
+    ("functions", "secrets/teams-webhook-url", "Key Vault Secrets User"),
+    ("functions", "components/aoai-usage-insights", "Monitoring Metrics Publisher"),
+    ("functions", "communicationServices/aoai-usage-functions-*-communication", "Communication and Email Service Owner"),
+    # people
+    ("OPERATOR", "containers/capture", "Storage Blob Data Reader"),
+    ("OPERATOR", "containers/lake", "Storage Blob Data Reader"),
+    ("OPERATOR", "containers/reference", "Storage Blob Data Contributor"),
+    ("OPERATOR", "eventhubs/usage", "Azure Event Hubs Data Sender"),
+    ("READER", "containers/lake", "Storage Blob Data Reader"),
+    ("READER", "dbs/aoai-usage", "Cosmos DB Built-in Data Reader"),
+}
+IDENTITIES = {
+    "userAssignedIdentities/aoai-usage-pipeline»": "pipeline",
+    "Microsoft.ApiManagement/service/": "gateway",
+    "Microsoft.EventHub/namespaces/": "capture",
+    "userAssignedIdentities/aoai-usage-gateway»": "firewall",
+    "userAssignedIdentities/aoai-usage-functions-": "functions",
+}
+
+
+def connections(resources: list[Resource]) -> set[tuple[str, str, str]]:
+    found = set()
+    for resource in of_type(resources, "Microsoft.Authorization/roleAssignments") + of_type(
+        resources, "Microsoft.DocumentDB/databaseAccounts/sqlRoleAssignments"
+    ):
+        given = properties(resource)
+        who = next((name for words, name in IDENTITIES.items() if words in given["principalId"]), given["principalId"])
+        on = "/".join(
+            (resource.scope.type.rpartition("/")[2], resource.scope.name.rpartition("/")[2]) if resource.scope else given["scope"].split("/")[-2:]
+        )
+        found.add((who, on.replace("abcdefghijklm", "*"), ROLES[given["roleDefinitionId"].rpartition("/")[2]]))
+    return found
+
+
+def test_each_identity_has_the_roles_of_its_connections_and_no_others(everything):
+    assert connections(everything) == CONNECTIONS
+    (administrator,) = of_type(everything, "Microsoft.DBforPostgreSQL/flexibleServers/administrators")
+    assert "aoai-usage-pipeline" in administrator.name and properties(administrator)["principalName"] == "aoai-usage-pipeline"
+
+
+def test_a_drain_may_write_capture_files():
+    found = connections(deployment(capture=False))
+    assert ("pipeline", "containers/capture", "Storage Blob Data Contributor") in found
+    assert not properties(one(deployment(capture=False), "Microsoft.EventHub/namespaces/eventhubs", "usage")).get("captureDescription")
+
+
+# the switch of each type that can be used without keys and passwords
+LOCAL_AUTH = {
+    "Microsoft.App/containerApps": None,
+    "Microsoft.CognitiveServices/accounts": ("disableLocalAuth", True),
+    "Microsoft.ContainerRegistry/registries": ("adminUserEnabled", False),
+    "Microsoft.DBforPostgreSQL/flexibleServers": ("authConfig", {"activeDirectoryAuth": "Enabled", "passwordAuth": "Disabled"}),
+    "Microsoft.DocumentDB/databaseAccounts": ("disableLocalAuth", True),
+    "Microsoft.EventHub/namespaces": ("disableLocalAuth", True),
+    "Microsoft.Insights/components": ("DisableLocalAuth", True),
+    "Microsoft.KeyVault/vaults": ("enableRbacAuthorization", True),
+    "Microsoft.OperationalInsights/workspaces": ("features", {"disableLocalAuth": True}),
+    "Microsoft.Storage/storageAccounts": ("allowSharedKeyAccess", False),
+    "Microsoft.Web/sites/basicPublishingCredentialsPolicies": ("allow", False),
+}
+
+
+def test_local_authentication_is_off():
+    # Azure Monitor streams logs to the hub with a key, the only one; without its logs there is none
+    resources = deployment(**EVERYTHING, azureMonitorSends=False)
+    for name, switch in LOCAL_AUTH.items():
+        assert of_type(resources, name), name
+        for resource in of_type(resources, name) if switch else ():
+            given = properties(resource)[switch[0]]
+            assert (given | switch[1] if isinstance(given, dict) else switch[1]) == given, str(resource)
+    assert not of_type(resources, "Microsoft.EventHub/namespaces/authorizationRules")
+
+
+def test_nothing_is_public_with_private_endpoints(everything):
+    for resource in everything:
+        given = resource.body.get("properties") or {}
+        assert given.get("publicNetworkAccess", "Disabled") == "Disabled", str(resource)
+    linked = {
+        properties(r)["privateLinkServiceConnections"][0]["properties"]["groupIds"][0]
+        for r in of_type(everything, "Microsoft.Network/privateEndpoints")
+    }
+    assert linked == {"blob", "vault", "Sql", "namespace", "Gateway", "registry", "account"}
+
+
+def test_capture_writes_what_the_pipeline_reads(smallest):
+    capture = properties(one(smallest, "Microsoft.EventHub/namespaces/eventhubs", "usage"))["captureDescription"]
+    destination = capture["destination"]["properties"]
+    assert capture["enabled"] and capture["skipEmptyArchives"] and capture["encoding"] == "Avro"
+    assert destination["archiveNameFormat"] == Settings().capture_name_format
+    assert (
+        destination["blobContainer"] == one(smallest, "Microsoft.Storage/storageAccounts/blobServices/containers", "capture").name.rpartition("/")[2]
+    )
+    settings = pipeline_settings(smallest)
+    assert settings.capture_url.endswith(f"/{destination['blobContainer']}")
+    assert settings.capture_minutes * 60 == capture["intervalInSeconds"]
+    assert settings.event_hub_name == "usage"
+    assert one(smallest, "Microsoft.EventHub/namespaces/eventhubs/consumergroups", settings.event_hub_consumer_group)
+
+
+def test_the_containers_of_cosmos_db_are_those_that_the_code_makes(smallest, tmp_path):
+    store = open_store(str(tmp_path), create=True)
+    with CosmosServer() as server:
+        cosmos = Cosmos(server.endpoint, Settings().cosmos_database, KEY)
+        for container in (DAILY_BILLING, USAGE):
+            cosmos.unequal(container, store, [DAY.date()])
+        cosmos.unequal_statements(store, [f"{DAY:%Y-%m}"])
+        cosmos.close()
+        with CosmosClient(server.endpoint, KEY) as client:
+            made = {c["id"]: c for c in client.get_database_client(Settings().cosmos_database).list_containers()}
+    (database,) = of_type(smallest, "Microsoft.DocumentDB/databaseAccounts/sqlDatabases")
+    deployed = {r.name.rpartition("/")[2]: properties(r)["resource"] for r in of_type(smallest, f"{database.type}/containers")}
+    assert database.name.rpartition("/")[2] == Settings().cosmos_database
+    assert {name: container_of(c) for name, c in deployed.items()} == {name: container_of(c) for name, c in made.items()}
+
+
+def container_of(definition: dict[str, Any]) -> dict[str, Any]:
+    policy = definition["indexingPolicy"]
+    paths = {kind: sorted(path["path"] for path in policy[kind]) for kind in ("includedPaths", "excludedPaths")}
+    key = definition["partitionKey"]
+    return {"partitionKey": (key["kind"], key["paths"]), "ttl": definition.get("defaultTtl"), "mode": policy["indexingMode"], **paths}
+
+
+def test_the_gateway_sends_its_logs_to_the_hub(smallest):
+    to_hub = [r for r in of_type(smallest, "Microsoft.Insights/diagnosticSettings") if properties(r).get("eventHubName")]
+    (setting,) = to_hub
+    assert setting.scope and setting.scope.type == "Microsoft.ApiManagement/service"
+    assert {log["category"] for log in properties(setting)["logs"] if log["enabled"]} >= {"GatewayLogs", "GatewayLlmLogs"}
+    assert properties(setting)["eventHubName"] == "usage"
+    rule = one(
+        smallest,
+        "Microsoft.EventHub/namespaces/authorizationRules",
+        properties(setting)["eventHubAuthorizationRuleId"].partition("»")[0].rpartition("/")[2],
+    )
+    assert "Send" in properties(rule)["rights"]
+
+
+# --- what the apps are told ------------------------------------------------------------------------------------------------------
+
+
+class Asked(dict[str, str]):
+    """An environment that notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return default
+
+
+def environments(resources: list[Resource]) -> dict[str, dict[str, str]]:
+    """The environment variables of each container, by the container's name; of a secret the address it comes from."""
+    found = {}
+    for app in of_type(resources, "Microsoft.App/containerApps"):
+        secrets = {s["name"]: s["keyVaultUrl"] for s in properties(app)["configuration"].get("secrets", [])}
+        for container in properties(app)["template"]["containers"]:
+            found[container["name"]] = {e["name"]: e["value"] if "value" in e else secrets[e["secretRef"]] for e in container["env"]}
+    return found
+
+
+def pipeline_settings(resources: list[Resource]) -> Settings:
+    """What the code location understands, with addresses in the place of those that only Azure knows."""
+    known = {
+        r"«[^»]+».properties.documentEndpoint": "https://x.documents.azure.com:443/",
+        r"«[^»]+».properties.primaryEndpoints.blob": "https://x.blob.core.windows.net/",
+    }
+    known |= {
+        r"«[^»]+».properties.ConnectionString": "InstrumentationKey=0;IngestionEndpoint=https://x.applicationinsights.azure.com/",
+        r"«[^»]*»": "x",
+    }
+    env = environments(resources)["code-location"]
+    for pattern, address in known.items():
+        env = {name: re.sub(pattern, address, value) for name, value in env.items()}
+    return Settings.from_env(env)
+
+
+def read_by_dagster() -> set[str]:
+    def names(value: object) -> Iterator[str]:
+        if isinstance(value, dict):
+            yield from [value["env"]] if set(value) == {"env"} else [n for v in value.values() for n in names(v)]
+        elif isinstance(value, list):
+            yield from [n for v in value for n in names(v)]
+
+    return {name for path in (INFRA / "dagster").glob("*.yaml") for name in names(yaml.safe_load(path.read_text()))}
+
+
+def test_containers_get_the_variables_that_are_read(everything):
+    asked = Asked()
+    Settings.from_env(asked)
+    read = asked.names | read_by_dagster() | {EnvironmentVariables.AZURE_CLIENT_ID}
+    given = environments(everything)
+    assert given.keys() == {"webserver", "daemon", "code-location"}
+    for name, variables in given.items():
+        assert variables.keys() <= read, name
+        assert read_by_dagster() <= variables.keys(), name
+    assert pipeline_settings(everything)
+
+
+def test_the_function_app_gets_the_variables_that_are_read(everything):
+    code = "".join(path.read_text() for path in (INFRA / "functions").glob("*.py"))
+    read = set(re.findall(r"""environ(?:\.get\(|\[)["'](\w+)["']""", code))
+    # by the Functions host, by azure-identity
+    read |= {f"AzureWebJobsStorage__{name}" for name in ("accountName", "clientId", "credential")}
+    read |= {"APPLICATIONINSIGHTS_AUTHENTICATION_STRING", "APPLICATIONINSIGHTS_CONNECTION_STRING", EnvironmentVariables.AZURE_CLIENT_ID}
+    (app,) = of_type(everything, "Microsoft.Web/sites")
+    of_app = {s["name"]: s["value"] for s in properties(app)["siteConfig"].get("appSettings", [])}
+    for config in of_type(everything, "Microsoft.Web/sites/config"):
+        of_app |= properties(config)
+    assert of_app.keys() <= read
+    assert of_app
+
+
+def test_one_image_runs_everywhere(everything):
+    images = {c["image"] for app in of_type(everything, "Microsoft.App/containerApps") for c in properties(app)["template"]["containers"]}
+    assert images == {NEEDED["image"]}
+    assert not of_type(plan(INFRA / "main.bicep", **NEEDED | {"image": ""}), "Microsoft.App/containerApps")
+
+
+# --- azd -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_azd_finds_what_azure_yaml_names(everything):
+    azd = yaml.safe_load((ROOT / "azure.yaml").read_text())
+    assert (ROOT / azd["infra"]["path"] / f"{azd['infra']['module']}.bicep").is_file()
+    tagged = {(r.body.get("tags") or {}).get("azd-service-name") for r in everything} - {None}
+    assert tagged == azd["services"].keys()
+    for service in azd["services"].values():
+        assert (ROOT / service["project"]).is_dir()
+    hooks = [azd.get("hooks", {}), *(service.get("hooks", {}) for service in azd["services"].values())]
+    scripts = [word for of in hooks for hook in of.values() for word in hook["run"].split() if word.endswith((".sh", ".py"))]
+    assert scripts and all((ROOT / script).is_file() for script in scripts)
+
+
+def test_parameters_from_azd_are_documented_variables():
+    given = json.loads((INFRA / "main.parameters.json").read_text())["parameters"]
+    names = {name for p in given.values() for name in re.findall(r"\$\{(\w+)", str(p.get("value")))}
+    docs = "".join(path.read_text() for path in [*INFRA.glob("*.md"), ROOT / "docs/deploy.md", ROOT / "azure.yaml"])
+    # azd sets these itself
+    assert {name for name in names - {"AZURE_ENV_NAME", "AZURE_LOCATION", "AZURE_PRINCIPAL_ID", "AZURE_PRINCIPAL_TYPE"} if name not in docs} == set()
