@@ -317,13 +317,29 @@ def text(node: Node) -> str:
     return node.text
 
 
+def pieces(node: Node) -> list[str | Node]:
+    """The texts of a string and, between them, the expressions in it. The grammar loses spaces, so the texts are cut from the source."""
+    quote = node.children[0].text
+    found: list[str | Node] = []
+    start = node.start + len(quote)
+    for child in [*(c for c in node.children if c.type == "interpolation"), node.children[-1]]:
+        plain = node.source[start : child.start].decode()
+        found.append(plain.removeprefix("\n") if quote == "'''" else re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), plain))
+        if child.type == "interpolation":
+            found.append(kids(child)[0])
+        start = child.end
+    return found
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
+
+
 def literal(node: Node | None) -> str | None:
     """The text of a string without interpolation."""
-    if node is None or node.type != "string" or any(c.type == "interpolation" for c in node.named_children):
+    if node is None or node.type != "string":
         return None
-    parts = [c for c in node.named_children if c.type in ("string_content", "escape_sequence")]
-    unescape = {r"\n": "\n", r"\t": "\t", r"\r": "\r", r"\$": "$", r"\'": "'", r"\\": "\\"}
-    return "".join(unescape.get(text(p), text(p)) if p.type == "escape_sequence" else text(p) for p in parts)
+    (first, *more) = pieces(node)
+    return first if isinstance(first, str) and not more else None
 
 
 def entries(node: Node) -> Iterator[tuple[str | None, Node, Node]]:
@@ -844,7 +860,7 @@ class File:
         if name is None:
             self.fault(symbol.node, f"BCP035: {symbol.name} lacks name")
         elif name.type == "string":
-            slashes = "".join(text(c) for c in name.named_children if c.type == "string_content").count("/")
+            slashes = "".join(piece for piece in pieces(name) if isinstance(piece, str)).count("/")
             if slashes != (0 if parent is not None or nested else depth - 1):
                 self.fault(name, f"BCP169: the name of {symbol.type_name} must have {0 if parent is not None or nested else depth - 1} slashes")
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aoai_usage_pipeline_tests.bicep import File, Node, Project, Symbol, entries, kids, lambda_of, literal, text
+from aoai_usage_pipeline_tests.bicep import File, Node, Project, Symbol, entries, kids, lambda_of, pieces, text
 
 Value = Any
 Local = Mapping[str, Value]
@@ -37,12 +37,26 @@ class Resource:
 
 
 def plan(main: Path, **parameters: Value) -> list[Resource]:
-    """The resources of a file and its modules, without those that are there already."""
+    """The resources of a file and its modules, without those that are there already. Raises `LookupError` where something is used that the
+    parameters leave out.
+    """
+    deployment = _deployment(main, parameters)
+    for name in deployment.outputs():
+        deployment.output(name)
+    return [resource for resource in deployment.resources() if not resource.existing]
+
+
+def outputs(main: Path, **parameters: Value) -> dict[str, Value]:
+    """The outputs of a file."""
+    deployment = _deployment(main, parameters)
+    return {name: deployment.output(name) for name in deployment.outputs()}
+
+
+def _deployment(main: Path, parameters: Mapping[str, Value]) -> "Deployment":
     file = Project(main.parent).file(main)
     if file is None:
         raise FileNotFoundError(main)
-    deployment = Deployment(file, parameters)
-    return [resource for resource in deployment.resources() if not resource.existing]
+    return Deployment(file, parameters)
 
 
 class Deployment:
@@ -62,6 +76,9 @@ class Deployment:
             for module in value if isinstance(value, list) else [value]:
                 if isinstance(module, Deployment):
                     yield from module.resources()
+
+    def outputs(self) -> list[str]:
+        return list(self._file.outputs)
 
     def output(self, name: str) -> Value:
         return self.evaluate(self._file.outputs[name].value, {})
@@ -120,11 +137,7 @@ class Deployment:
         inner = kids(node)
         match node.type:
             case "string":
-                plain = literal(node)
-                if plain is not None:
-                    return plain
-                parts = [c for c in node.named_children if c.type in ("string_content", "escape_sequence", "interpolation")]
-                return "".join(_string(self.evaluate(kids(c)[0], local)) if c.type == "interpolation" else text(c) for c in parts)
+                return "".join(piece if isinstance(piece, str) else _string(self.evaluate(piece, local)) for piece in pieces(node))
             case "number":
                 return int(text(node))
             case "boolean":
@@ -148,7 +161,7 @@ class Deployment:
             case "identifier":
                 return self._name(text(node), local)
             case "member_expression":
-                return _member(self.evaluate(inner[0], local), text(inner[-1]))
+                return self._member(node, local)
             case "resource_expression":
                 return self.evaluate(inner[0], local).children[text(inner[-1])]
             case "subscript_expression":
@@ -157,6 +170,12 @@ class Deployment:
             case "call_expression":
                 return self._call(node, local)
         raise NotImplementedError(f"{self._file.path}: {node.type}")
+
+    def _member(self, node: Node, local: Local) -> Value:
+        of, name = self.evaluate(kids(node)[0], local), text(kids(node)[-1])
+        if (of is None or (isinstance(of, dict) and name not in of)) and ".?" not in [c.text for c in node.children]:
+            raise LookupError(f"{self._file.project.name(self._file.path)}:{node.start_point[0] + 1}: there is no {text(node)}")
+        return _member(of, name)
 
     def _object(self, node: Node, local: Local) -> dict[str, Value]:
         found: dict[str, Value] = {}

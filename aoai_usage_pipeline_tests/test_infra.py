@@ -16,7 +16,7 @@ from aoai_usage_pipeline.publish.documents import DAILY_BILLING, STATEMENTS, USA
 from aoai_usage_pipeline.settings import Settings
 from aoai_usage_pipeline.storage import open_store
 from aoai_usage_pipeline_tests.bicep import Project, json_type, unfit
-from aoai_usage_pipeline_tests.bicep_plan import Resource, plan
+from aoai_usage_pipeline_tests.bicep_plan import Resource, outputs, plan
 from aoai_usage_pipeline_tests.bicep_types import OWN_TYPES, TypeData, own_type
 from aoai_usage_pipeline_tests.conftest import ROOT
 from aoai_usage_pipeline_tests.cosmos_server import KEY, CosmosServer
@@ -191,6 +191,53 @@ def test_the_checker_finds(tmp_path, right, wrong, fault):
     assert [f for f in found if (fault or "BCP") in f] or fault is None, found
 
 
+PLANNED = """
+import { colors } from 'part.bicep'
+@description('.')
+param books bool = true
+@description('.')
+param mails array = ['b', 'A']
+var none = books ? null : part.?outputs.id
+var sizes = { small: 1, large: 2 }
+resource old 'Test/shelves@2024-01-01' existing = { name: 'old' }
+resource shelf 'Test/shelves@2024-01-01' = [
+  for (mail, i) in mails: if (i < 1 || books) {
+    name: '${toLower(mail)}${i + 1 * 2}'
+    location: resourceGroup().location
+    properties: union({ a: { b: 1 } }, i == 0 ? { a: { c: 2 } } : {}, { ...sizes })
+    resource inner 'books' = { name: 'x' }
+  }
+]
+module part 'part.bicep' = if (books) { params: { name: 'part${length(mails)}', code: colors.first } }
+output ids array = [
+  for (mail, i) in mails: '${shelf[i].id} ${shelf[i].properties.url} ${books ? part!.outputs.id : old.name}'
+]
+output more array = map(filter(items(sizes), size => size.value > 1 && true), size => !empty(size.key) ? size.key : none)
+"""
+
+
+def test_the_plan_has_what_parameters_lead_to(tmp_path):
+    (tmp_path / "part.bicep").write_text(PART)
+    (tmp_path / "main.bicep").write_text(PLANNED)
+    made = {r.name: r for r in plan(tmp_path / "main.bicep")}
+    assert {name: r.type for name, r in made.items() if "/" in name} == dict.fromkeys(["b2/x", "a3/x"], "Test/shelves/books")
+    assert made.keys() == {"b2", "b2/x", "a3", "a3/x", "part2"}
+    assert made["b2"].body["properties"] == {"a": {"b": 1, "c": 2}, "small": 1, "large": 2}
+    assert made["a3"].body == {"name": "a3", "location": "«resourceGroup()».location", "properties": {"a": {"b": 1}, "small": 1, "large": 2}}
+    assert made["part2"].body["tags"] == {"code": "red"}
+    assert outputs(tmp_path / "main.bicep") == {
+        "ids": [f"«Test/shelves/{name}».id «Test/shelves/{name}».properties.url «Test/shelves/part2».id1small" for name in ("b2", "a3")],
+        "more": ["large"],
+    }
+
+
+def test_the_plan_finds_what_is_used_and_not_made(tmp_path):
+    (tmp_path / "part.bicep").write_text(PART)
+    (tmp_path / "main.bicep").write_text(PLANNED.replace("books ? part!.outputs.id : old.name", "part!.outputs.id"))
+    with pytest.raises(LookupError, match=r"main\.bicep:20: there is no part!\.outputs"):
+        plan(tmp_path / "main.bicep", books=False, mails=["b"])
+
+
 # --- the files of infra/ ---------------------------------------------------------------------------------------------------------
 
 # the file, the compiler's code, and why it is silenced there
@@ -255,6 +302,7 @@ EVERYTHING = PRIVATE | {
     "cosmosUsage": True,
     "tags": {"team": "platform"},
 }
+SUBNETS = ("applicationGateway", "apiManagement", "containerApps", "functions", "privateEndpoints", "postgresql")
 
 
 def deployment(**parameters: object) -> list[Resource]:
@@ -314,6 +362,32 @@ def test_every_resource_has_the_tags(types, everything):
 
 # children that Azure lets have tags of their own, which nobody looks for
 UNTAGGED = ("Microsoft.CognitiveServices/accounts/deployments", "Microsoft.DocumentDB/databaseAccounts/")
+
+# each changed alone, and some together
+OTHERWISE = [
+    *({key: value} for key, value in EVERYTHING.items() if key != "registryPublicAccess"),
+    {"image": ""},
+    {"functionApp": False},
+    {"capture": False},
+    {"azureMonitorSends": False},
+    {"existingApiManagementName": "gateway"},
+    {"existingOpenAiAccountIds": ["/subscriptions/s/resourceGroups/g/providers/Microsoft.CognitiveServices/accounts/a"]},
+    EVERYTHING | {"functionApp": False, "existingApiManagementName": "gateway", "image": ""},
+    EVERYTHING
+    | {
+        "existingVirtualNetworkId": "/v",
+        "existingSubnetIds": dict.fromkeys(SUBNETS, "/s"),
+        "privateDnsZonesResourceGroupId": "/subscriptions/s/resourceGroups/dns",
+    },
+]
+
+
+@pytest.mark.parametrize("parameters", OTHERWISE, ids=lambda p: ",".join(p)[:40])
+def test_other_parameters_lead_to_a_deployment_too(parameters):
+    """Nothing that is left out is used, and no two resources are the same."""
+    made = [(r.type.lower(), r.name.lower(), str(r.scope)) for r in deployment(**parameters)]
+    assert len(made) == len(set(made))
+
 
 ROLES = {
     "7f951dda-4ed3-4680-a7ca-43fe172d538d": "AcrPull",
