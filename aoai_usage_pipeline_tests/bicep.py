@@ -26,18 +26,21 @@ _DECLARATIONS = {
     "user_defined_function": "func",
     "output_declaration": "output",
 }
+# what Bicep's functions give, and how many arguments they take: `name/fewest`, `name/fewest-most`, `name/fewest+`
 _RETURNS = {
-    "string": "base64 base64ToString cidrHost cidrSubnet dataUri dataUriToString dateTimeAdd dateTimeFromEpoch extensionResourceId format guid join "
-    "loadFileAsBase64 loadTextContent managementGroupResourceId newGuid padLeft readEnvironmentVariable replace resourceId string "
-    "subscriptionResourceId substring tenantResourceId toLower toUpper trim uniqueString uri uriComponent uriComponentToString utcNow",
-    "int": "dateTimeToEpoch indexOf int lastIndexOf length max min",
-    "bool": "bool contains empty endsWith startsWith",
-    "array": "array filter flatten items map objectKeys range sort split",
-    "any": "any coalesce concat deployer deployment environment fail first getSecret groupBy intersection json last loadJsonContent loadYamlContent "
-    "managementGroup mapValues nameof parseCidr pickZones providers reduce reference resourceGroup shallowMerge skip subscription take tenant "
-    "toObject tryGet union",
+    "string": "base64/1 base64ToString/1 cidrHost/2 cidrSubnet/3 dataUri/1 dataUriToString/1 dateTimeAdd/2-3 dateTimeFromEpoch/1 extensionResourceId/3+ "
+    "format/2+ guid/1+ join/2 loadFileAsBase64/1 loadTextContent/1-2 managementGroupResourceId/2+ newGuid/0 padLeft/2-3 replace/3 resourceId/2+ "
+    "string/1 subscriptionResourceId/2+ substring/2-3 tenantResourceId/2+ toLower/1 toUpper/1 trim/1 uniqueString/1+ uri/2 uriComponent/1 "
+    "uriComponentToString/1 utcNow/0-1",
+    "int": "dateTimeToEpoch/1 indexOf/2 int/1 lastIndexOf/2 length/1 max/1+ min/1+",
+    "bool": "bool/1 contains/2 empty/1 endsWith/2 startsWith/2",
+    "array": "array/1 filter/2 flatten/1 items/1 map/2 objectKeys/1 range/2 sort/2 split/2",
+    "any": "any/1 coalesce/1+ concat/1+ deployer/0 deployment/0 environment/0 fail/1 first/1 groupBy/2 intersection/2+ json/1 last/1 loadJsonContent/1-3 "
+    "loadYamlContent/1-3 managementGroup/0-1 mapValues/2 nameof/1 parseCidr/1 pickZones/3-5 providers/1-2 reduce/3 reference/1-3 resourceGroup/0-2 "
+    "shallowMerge/1 skip/2 subscription/0-1 take/2 tenant/0 toObject/2-3 tryGet/2+ union/2+",
 }
-_FUNCTIONS = {name: kind for kind, names in _RETURNS.items() for name in names.split()}
+_FUNCTIONS = {name.partition("/")[0]: kind for kind, names in _RETURNS.items() for name in names.split()}
+_ARGUMENTS = {m[1]: (int(m[2]), 99 if m[3] == "+" else int(m[4] or m[2])) for m in re.finditer(r"(\w+)/(\d)(\+|-(\d))?", " ".join(_RETURNS.values()))}
 _LOADS = {"loadTextContent", "loadFileAsBase64", "loadJsonContent", "loadYamlContent"}
 _DECORATORS = {"allowed", "batchSize", "description", "discriminator", "export", "maxLength", "maxValue", "metadata", "minLength", "minValue"}
 _DECORATORS |= {"onlyIfNotExists", "sealed", "secure"}
@@ -757,6 +760,9 @@ class File:
         own = self.symbols.get(name)
         if name not in _FUNCTIONS and not _SECRETIVE.match(name) and not (own and own.kind == "func") and name not in self.imports:
             self.fault(function, f"BCP057: there is no function {name}")
+        fewest, most = _ARGUMENTS.get(name, (0, 99))
+        if not fewest <= len(kids(kids(node)[-1])) <= most:
+            self.fault(function, f"BCP071: {name} takes {fewest}{'' if most == fewest else f' to {most}'} arguments")
         if name in ("newGuid", "utcNow") and not any(n.type == "parameter_declaration" for n in above(node)):
             self.fault(function, f"BCP065: {name} is for defaults of parameters only")
         if name in _LOADS:

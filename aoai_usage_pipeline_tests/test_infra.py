@@ -11,8 +11,8 @@ import yaml
 from azure.cosmos import CosmosClient
 from azure.identity._constants import EnvironmentVariables
 
+from aoai_usage_pipeline.publish import documents
 from aoai_usage_pipeline.publish.cosmos import Cosmos
-from aoai_usage_pipeline.publish.documents import DAILY_BILLING, STATEMENTS, USAGE
 from aoai_usage_pipeline.settings import Settings
 from aoai_usage_pipeline.storage import open_store
 from aoai_usage_pipeline_tests.bicep import Project, json_type, unfit
@@ -163,6 +163,7 @@ def test_the_checker_lets_right_files_pass(tmp_path):
         ("param mails string[]", "param mails strings[]", "BCP302: strings is not a type"),
         ("'${prefix}-shelf'", "'${prefixes}-shelf'", "BCP057: prefixes is not declared"),
         ("mail => toLower(mail)", "mail => toLower(mails2)", "BCP057: mails2 is not declared"),
+        ("toLower(mail)", "toLower(mail, 1)", "BCP071: toLower takes 1 arguments"),
         ("toLower(mail)", "lower(mail)", "BCP057: there is no function lower"),
         ("resourceGroup().location", "loadTextContent('no.txt')", "BCP091: loadTextContent: no file no.txt"),
         ("param prefix string = 'test'", "@secure()\nparam prefix string = 'test'", "secure-parameter-default: the secret prefix has a default"),
@@ -531,13 +532,13 @@ def test_the_containers_of_cosmos_db_are_those_that_the_code_makes(smallest, tmp
     store = open_store(str(tmp_path), create=True)
     with CosmosServer() as server:
         cosmos = Cosmos(server.endpoint, Settings().cosmos_database, KEY)
-        for container in (DAILY_BILLING, USAGE):
+        for container in (documents.DAILY_BILLING, documents.USAGE):
             list(cosmos.publish(container, store, []))
         list(cosmos.publish_statements(store, []))
         cosmos.close()
         with CosmosClient(server.endpoint, KEY) as client:
             database = client.get_database_client(Settings().cosmos_database)
-            made = {c.name: database.get_container_client(c.name).read() for c in (DAILY_BILLING, USAGE, STATEMENTS)}
+            made = {c.name: database.get_container_client(c.name).read() for c in (documents.DAILY_BILLING, documents.USAGE, documents.STATEMENTS)}
     (database,) = of_type(smallest, "Microsoft.DocumentDB/databaseAccounts/sqlDatabases")
     deployed = {r.name.rpartition("/")[2]: properties(r)["resource"] for r in of_type(smallest, f"{database.type}/containers")}
     assert database.name.rpartition("/")[2] == Settings().cosmos_database
