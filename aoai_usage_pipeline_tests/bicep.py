@@ -9,14 +9,25 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import tree_sitter_bicep
-from tree_sitter import Language, Parser
-from tree_sitter import Node as Parsed
+from aoai_usage_pipeline_tests.bicep_syntax import SPREAD, Node, above, body, entries, entry, kids, lambda_of, literal, parse, pieces, text, walk
+from aoai_usage_pipeline_tests.bicep_types import (
+    ANY,
+    Property,
+    ResourceType,
+    Shape,
+    Type,
+    Types,
+    json_type,
+    merged,
+    object_type,
+    partial,
+    unfit,
+    unfit_object,
+)
 
-_PARSER = Parser(Language(tree_sitter_bicep.language()))
 _DECLARATIONS = {
     "parameter_declaration": "param",
     "variable_declaration": "var",
@@ -62,315 +73,6 @@ class Fault:
         return f"{self.path}:{self.line}:{self.column}: {self.message}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Property:
-    type: "Type"
-    required: bool = False
-    read_only: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    """The properties of an object; `others` is the type of those that are not listed, None where there may be none."""
-
-    properties: Mapping[str, Property]
-    others: "Type | None" = None
-    discriminator: str | None = None
-    variants: Mapping[object, "Shape"] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Type:
-    """What is known of a value, or asked of it. `values` are the literals it is one of; empty: any. `limits` are minLength and its like."""
-
-    kind: str = "any"
-    values: tuple[object, ...] = ()
-    item: "Type | None" = None
-    shape: Callable[[], Shape] | None = None
-    limits: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    nullable: bool = False
-
-    def member(self, name: str) -> "Type | None":
-        """The type of a property; None where there is no such property."""
-        if self.kind != "object" or not self.shape:
-            return ANY
-        shape = self.shape()
-        if name in shape.properties:
-            return shape.properties[name].type
-        return ANY if shape.discriminator else shape.others
-
-
-ANY = Type()
-
-
-def _one_of(values: Sequence[object]) -> Type:
-    kinds = {"bool" if isinstance(v, bool) else "int" if isinstance(v, int) else "string" for v in values}
-    return Type(kinds.pop(), tuple(values)) if len(kinds) == 1 else ANY
-
-
-def _object(properties: Mapping[str, Property], others: Type | None = None) -> Type:
-    return Type("object", shape=lambda: Shape(properties, others))
-
-
-def _merged(types: Sequence[Type]) -> Type:
-    """What is known of a value that has one of several types."""
-    known = [t for t in types if t.kind != "null"]
-    if not known or len({t.kind for t in known}) > 1 or known[0].kind == "any":
-        return ANY
-    nullable = len(known) < len(types) or any(t.nullable for t in known)
-    if len(known) == 1:
-        return dataclasses.replace(known[0], nullable=nullable)
-    if known[0].kind == "array":
-        return Type("array", item=_merged([t.item or ANY for t in known]), nullable=nullable)
-    if known[0].kind == "object":
-        # a property of one of them may be missing in another, so nothing is known of it for certain
-        shapes = [t.shape() for t in known if t.shape]
-        names = dict.fromkeys(name for shape in shapes for name in shape.properties)
-        if len(shapes) < len(known) or any(shape.others or shape.discriminator for shape in shapes):
-            return Type("object", nullable=nullable)
-        found = {name: [s.properties[name] for s in shapes if name in s.properties] for name in names}
-        return _object({name: Property(_merged([p.type for p in ps]), len(ps) == len(shapes)) for name, ps in found.items()})
-    values = tuple(dict.fromkeys(v for t in known for v in t.values)) if all(t.values for t in known) else ()
-    return Type(known[0].kind, values, nullable=nullable)
-
-
-def unfit(actual: Type, expected: Type, where: str = "the value") -> Iterator[str]:
-    """Why a value does not fit what is asked."""
-    if "any" in (actual.kind, expected.kind) or (actual.kind == "null"):
-        return
-    if actual.kind != expected.kind:
-        yield f"BCP036: {where} is of type {actual.kind}, expected {expected.kind}"
-        return
-    if expected.values:
-        for value in actual.values:
-            if value not in expected.values:
-                yield f"BCP036: {where} is {value!r}, expected one of {', '.join(map(repr, expected.values))}"
-    for name, limit in expected.limits.items():
-        for value in actual.values:
-            if _breaks(name, limit, value):
-                yield f"BCP329: {where} is {value!r}, which breaks {name} {limit}"
-    if expected.kind == "array" and actual.item and expected.item:
-        yield from unfit(actual.item, expected.item, f"an item of {where}")
-    if expected.kind == "object" and actual.shape and expected.shape:
-        shape = actual.shape()
-        yield from _unfit_object({n: p.type for n, p in shape.properties.items()}, expected.shape(), shape.others is not None, where)
-        for name, given in shape.properties.items():
-            yield from unfit(given.type, expected.member(name) or ANY, name)
-
-
-def _breaks(limit: str, text: str, value: object) -> bool:
-    if limit == "pattern":
-        return isinstance(value, str) and not re.search(text, value)
-    size = len(value) if limit.endswith("Length") and isinstance(value, str) else value
-    return isinstance(size, int) and (size < int(text) if limit.startswith("min") else size > int(text))
-
-
-def _unfit_object(actual: Mapping[str, Type], expected: Shape, open_: bool, where: str) -> Iterator[str]:
-    properties, others = dict(expected.properties), expected.others
-    if expected.discriminator:
-        chosen = actual.get(expected.discriminator, ANY)
-        variants = [expected.variants[v] for v in chosen.values if v in expected.variants] if chosen.values else list(expected.variants.values())
-        for variant in variants:
-            properties = {n: p if len(variants) == 1 else Property(p.type) for n, p in variant.properties.items()} | properties
-        known = Property(Type("string", tuple(expected.variants)), True)
-        properties[expected.discriminator] = known
-        yield from unfit(chosen, known.type, expected.discriminator)
-    for name in actual:
-        if name not in properties and others is None:
-            near = [p for p in properties if p.lower() == name.lower()]
-            yield f"BCP037: {where} has no property {name}" + (f"; it is {near[0]}" if near else "")
-        elif name in properties and properties[name].read_only:
-            yield f"BCP073: property {name} is read-only"
-    missing = [name for name, p in properties.items() if p.required and not p.read_only and name not in actual]
-    if missing and not open_:
-        yield f"BCP035: {where} lacks {', '.join(missing)}"
-
-
-@dataclasses.dataclass(frozen=True)
-class ResourceType:
-    """What a resource of a type looks like in its newest known API version, and the scope that it is deployed to."""
-
-    version: str
-    scope: str
-    body: Type
-
-
-class _Schema:
-    """What `azmcp bicepschema get` says of one resource type."""
-
-    def __init__(self, data: Sequence[Mapping]) -> None:
-        self._named = {t["name"]: t for t in data if t["$type"] != "ResourceInstanceFunction"}
-        resource = next(t for t in data if t["$type"] == "Resource")
-        scope = resource["writableScopes"][:1].lower() + resource["writableScopes"][1:]
-        self.resource = ResourceType(resource["name"].partition("@")[2], scope, self._type(resource["bodyType"]))
-
-    def _type(self, data: Mapping) -> Type:
-        return Type("object", shape=functools.cache(lambda: self._shape(data)))
-
-    def _shape(self, data: Mapping) -> Shape:
-        others = data.get("additionalPropertiesType")
-        variants = {}
-        for element in data.get("elements", ()):
-            shape = self._shape(element)
-            variants.update(dict.fromkeys(shape.properties[data["discriminator"]].type.values, shape))
-        properties = {p["name"]: self._property(p) for p in data.get("properties") or data.get("baseProperties") or ()}
-        return Shape(properties, self._named_type(others) if others else None, data.get("discriminator"), variants)
-
-    def _property(self, data: Mapping) -> Property:
-        flags = data.get("flags", "")
-        limits = dict(re.findall(r"(m\w+(?:Length|Value)|pattern): (.+?)(?=, (?:m\w+|pattern): |$)", data.get("modifiers", "")))
-        return Property(dataclasses.replace(self._named_type(data["type"]), limits=limits), "Required" in flags, "ReadOnly" in flags)
-
-    def _named_type(self, name: str) -> Type:
-        if name.endswith("[]"):
-            return Type("array", item=self._named_type(name[:-2]))
-        if name in self._named:
-            return self._type(self._named[name])
-        if name in ("string", "int", "bool", "object", "array", "any"):
-            return Type(name)
-        # what may be any string by the data's word is one of the known values all the same: a value that is not is most likely misspelt
-        values = [v for v in name.split(" | ") if v != "string"]
-        if set(values) & self._named.keys():
-            return ANY
-        return Type("string", tuple(values))
-
-
-def resource_type(data: Sequence[Mapping]) -> ResourceType:
-    """A resource type from what `azmcp bicepschema get` prints."""
-    return _Schema(data).resource
-
-
-def own_type(name: str, body: Mapping) -> ResourceType:
-    """A resource type that is written by hand: `key!` is required, `key=` read-only, `*` any other; a type is a name, literals, [item] or {object}."""
-
-    def read(data: object) -> Type:
-        if isinstance(data, list):
-            return Type("array", item=read(data[0]))
-        if isinstance(data, dict):
-            known = {k.rstrip("!="): Property(read(v), k.endswith("!"), k.endswith("=")) for k, v in data.items() if k != "*"}
-            return _object(known, read(data["*"]) if "*" in data else None)
-        return Type(str(data)) if data in ("string", "int", "bool", "any") else Type("string", tuple(str(data).split(" | ")))
-
-    # what every resource has
-    common = {"id=": "string", "type=": "string", "apiVersion=": "string"}
-    return ResourceType(name.partition("@")[2], "", read({**body, **common}))
-
-
-Types = Callable[[str], ResourceType | str | None]
-"""A resource type by its name; a sentence where it is not known; None: not to be checked."""
-
-
-class Node:
-    """A piece of the syntax. The grammar lets operators bind stronger than the dot: `a ? b : c.d` comes as `(a ? b : c).d`. This tree has them right."""
-
-    def __init__(self, parsed: Parsed, source: bytes) -> None:
-        self.type, self.is_named, self.is_missing = parsed.type, parsed.is_named, parsed.is_missing
-        self.start, self.end, self.source = parsed.start_byte, parsed.end_byte, source
-        self.start_point = (parsed.start_point[0], parsed.start_point[1])
-        self.children = [Node(child, source) for child in parsed.children]
-        self.fields = {name: self.children[i] for i in range(len(self.children)) if (name := parsed.field_name_for_child(i))}
-        self.children = [_bound(child) for child in self.children]
-        self.parent: Node | None = None
-
-    @property
-    def named_children(self) -> list["Node"]:
-        return [c for c in self.children if c.is_named]
-
-    @property
-    def text(self) -> str:
-        return self.source[self.start : self.end].decode()
-
-    def adopt(self) -> "Node":
-        """Tell everything what it is in."""
-        for child in self.children:
-            child.parent = self
-            child.adopt()
-        return self
-
-
-_POSTFIX = ("member_expression", "subscript_expression", "resource_expression", "call_expression")
-_OPERATORS = ("??", "||", "&&", "== != =~ !~", "< <= > >=", "+ -", "* / %")
-
-
-def _strength(node: Node) -> int | None:
-    """How strong an operator binds; None for anything else."""
-    if node.type == "binary_expression":
-        return 2 + next(i for i, of in enumerate(_OPERATORS) if node.fields["operator"].text in of.split())
-    return {"lambda_expression": 0, "ternary_expression": 1, "unary_expression": 20, **dict.fromkeys(_POSTFIX, 30)}.get(node.type)
-
-
-def _bound(node: Node) -> Node:
-    """Give what binds stronger to the last operand of what stands before it."""
-    mine, first = _strength(node), node.children[0] if node.children else node
-    theirs = _strength(first)
-    if mine is None or theirs is None or theirs > mine or (theirs == mine and mine != 1):
-        return node
-    last = first.children[-1]
-    node.children[0], node.start, node.start_point = last, last.start, last.start_point
-    first.children[-1], first.end = _bound(node), node.end
-    return first
-
-
-def kids(node: Node) -> list[Node]:
-    """The children that carry meaning."""
-    return [c for c in node.named_children if c.type not in ("comment", "diagnostic_comment")]
-
-
-def text(node: Node) -> str:
-    return node.text
-
-
-def pieces(node: Node) -> list[str | Node]:
-    """The texts of a string and, between them, the expressions in it. The grammar gives spaces to `${`, so the texts are cut from the source."""
-    quote = node.children[0].text
-    found: list[str | Node] = []
-    start = node.start + len(quote)
-    for child in [*(c for c in node.children if c.type == "interpolation"), node.children[-1]]:
-        end = child.children[0].end - len("${") if child.type == "interpolation" else child.start
-        plain = node.source[start:end].decode()
-        found.append(plain.removeprefix("\n") if quote == "'''" else re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), plain))
-        if child.type == "interpolation":
-            found.append(kids(child)[0])
-        start = child.end
-    return found
-
-
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
-
-
-def literal(node: Node | None) -> str | None:
-    """The text of a string without interpolation."""
-    if node is None or node.type != "string":
-        return None
-    (first, *more) = pieces(node)
-    return first if isinstance(first, str) and not more else None
-
-
-def entries(node: Node) -> Iterator[tuple[str | None, Node, Node]]:
-    """(key, key node, value) of an object; the key is None where it is known only when deploying."""
-    for entry in kids(node):
-        if entry.type == "object_property" and len(found := kids(entry)) > 1:
-            yield (text(found[0]) if found[0].type == "identifier" else literal(found[0])), found[0], found[1]
-
-
-def lambda_of(node: Node) -> tuple[list[str], Node]:
-    """The parameters and the result of a lambda."""
-    first, result = kids(node)[0], kids(node)[-1]
-    return [text(n) for n in ([first] if first.type == "identifier" else kids(first))], result
-
-
-def entry(node: Node, name: str) -> Node | None:
-    return next((value for key, _, value in entries(node) if key == name), None)
-
-
-def body(node: Node) -> Node:
-    """The object of a resource or module, without its loop and condition."""
-    found = kids(node)[-1]
-    while found.type in ("for_statement", "if_statement", "parenthesized_expression"):
-        found = kids(found)[-1]
-    return found
-
-
 @dataclasses.dataclass
 class Symbol:
     """A declaration. `type_name` of a resource is its whole type, without the version."""
@@ -404,19 +106,11 @@ class File:
     def __init__(self, path: Path, project: "Project") -> None:
         self.path, self.project = path, project
         source = path.read_bytes()
-        root = Node(_PARSER.parse(source).root_node, source)
-        # the grammar does not know the spread, `...x`; a property with a name of its own in its place keeps every position
-        if any(n.type == "ERROR" and text(n).startswith("...") for n in walk(root)):
-            source = re.sub(rb"([{,\n]\s*)\.\.\.(?=[\w(])", rb"\1_ :", source)
-            root = Node(_PARSER.parse(source).root_node, source)
-        self.root, self.symbols, self.outputs, self.nested = root.adopt(), dict[str, Symbol](), dict[str, Symbol](), list[Symbol]()
+        self.root, self.symbols, self.outputs, self.nested = parse(source), dict[str, Symbol](), dict[str, Symbol](), list[Symbol]()
         self.imports: dict[str, tuple[str, str | None, Node]] = {}
         self.scope, self.faults, self.secret = "resourceGroup", set[Fault](), set[str]()
-        self.disabled = {
-            number + 2: set(line.split()[1:])
-            for number, line in enumerate(source.decode().splitlines())
-            if line.strip().startswith("#disable-next-line ")
-        }
+        lines = enumerate(source.decode().splitlines(), 2)
+        self.disabled = {following: set(line.split()[1:]) for following, line in lines if line.strip().startswith("#disable-next-line ")}
         self.read()
 
     def fault(self, node: Node, message: str) -> None:
@@ -499,10 +193,10 @@ class File:
             case "array_type":
                 return Type("array", item=self.type(inner[0]))
             case "union_type":
-                return _merged([self.type(c) for c in inner])
+                return merged([self.type(c) for c in inner])
             case "object":
                 properties = {k: Property(t := self.type(v), not t.nullable) for k, _, v in entries(node) if k}
-                return _object(properties, ANY if "*" in {text(c.children[0]) for c in inner if c.type == "object_property"} else None)
+                return object_type(properties, ANY if "*" in {text(c.children[0]) for c in inner if c.type == "object_property"} else None)
             case "string" | "number" | "boolean" | "null":
                 return self.typeof(node)
             case "identifier":
@@ -529,15 +223,15 @@ class File:
             case "null":
                 return Type("null")
             case "array":
-                return Type("array", item=_merged([self.typeof(c, local) for c in inner]) if inner else None)
+                return Type("array", item=merged([self.typeof(c, local) for c in inner]) if inner else None)
             case "object":
-                found = {k: Property(self.typeof(v, local), True) for k, _, v in entries(node) if k and k != "_"}
-                known = all(k and k != "_" for k, _, _ in entries(node))
-                return _object(found, None if known else ANY)
+                found = {k: Property(self.typeof(v, local), True) for k, _, v in entries(node) if k and k != SPREAD}
+                known = all(k and k != SPREAD for k, _, _ in entries(node))
+                return object_type(found, None if known else ANY)
             case "parenthesized_expression":
                 return self.typeof(inner[0], local)
             case "ternary_expression":
-                return _merged([self.typeof(c, local) for c in inner[1:]]) if len(inner) == 3 else ANY
+                return merged([self.typeof(c, local) for c in inner[1:]]) if len(inner) == 3 else ANY
             case "for_statement":
                 return Type("array", item=self.typeof(inner[-1], local | self.loop(node, local)))
             case "if_statement":
@@ -583,7 +277,7 @@ class File:
                 case "module":
                     module = self.module(symbol)
                     outputs = {n: Property(module.declared(o)) for n, o in module.outputs.items()} if module else {}
-                    found = _object({"name": Property(Type("string")), "outputs": Property(_object(outputs))}) if module else ANY
+                    found = object_type({"name": Property(Type("string")), "outputs": Property(object_type(outputs))}) if module else ANY
                 case _:
                     return ANY
             return Type("array", item=found) if symbol.looped else found
@@ -595,12 +289,12 @@ class File:
         if function == "union" and arguments:
             found = [self.typeof(a, local) for a in arguments]
             if any(t.kind != "object" for t in found):
-                return _merged(found)
+                return merged(found)
             shapes = [t.shape() if t.shape else Shape({}, ANY) for t in found]
             properties: dict[str, Property] = {}
             for shape in shapes:
                 properties |= shape.properties
-            return _object(properties, next((s.others for s in shapes if s.others), None))
+            return object_type(properties, next((s.others for s in shapes if s.others), None))
         if function == "map" and len(arguments) == 2 and arguments[1].type == "lambda_expression":
             names, result = lambda_of(arguments[1])
             item = self.typeof(arguments[0], local).item or ANY
@@ -746,7 +440,7 @@ class File:
                 if inner[0].type == "identifier":
                     used, inner = {text(inner[0])}, inner[1:]
             case _ if node.type in _DECLARATIONS:
-                inner = [c for c in inner if c is not inner[0]]
+                inner = inner[1:]
                 if node.type == "resource_declaration":
                     nested = [kids(kids(e)[0])[0] for e in kids(body(node)) if kids(e) and kids(e)[0].type == "resource_declaration"]
                     local = {**local, **{text(n): ANY for n in nested}}
@@ -773,9 +467,8 @@ class File:
     def secretive(self, node: Node | None) -> bool:
         """Whether an expression has a secret in it."""
         for part in walk(node) if node else ():
-            if part.type == "identifier" and text(part) in self.secret and part.parent and part.parent.type != "object_property":
-                return True
-            if part.type == "identifier" and text(part) in self.secret and part.parent and kids(part.parent)[0] != part:
+            is_key = part.parent and part.parent.type == "object_property" and kids(part.parent)[0] is part
+            if part.type == "identifier" and text(part) in self.secret and not is_key:
                 return True
             if part.type == "call_expression" and _SECRETIVE.match(text(kids(part)[0]).rpartition(".")[2]):
                 return True
@@ -810,7 +503,7 @@ class File:
         given = entry(at, "params")
         expected = Type("object", shape=lambda: module.parameters)
         if given is None:
-            for why in _unfit_object({}, module.parameters, False, symbol.name):
+            for why in unfit_object({}, module.parameters, False, symbol.name):
                 self.fault(symbol.node, why)
         else:
             self.check_value(given, expected, local, f"module {symbol.name}")
@@ -895,10 +588,10 @@ class File:
                 return self.check_object(node, expected, local, where)
             case "call_expression" if text(inner[0]) == "union" and expected.kind == "object" and expected.shape:
                 for argument in kids(inner[-1]):
-                    self.check_value(argument, _partial(expected), local, where)
+                    self.check_value(argument, partial(expected), local, where)
                 whole = self.typeof(node, local)
                 shape = whole.shape() if whole.shape else Shape({}, ANY)
-                for why in _unfit_object({n: p.type for n, p in shape.properties.items()}, expected.shape(), shape.others is not None, where):
+                for why in unfit_object({n: p.type for n, p in shape.properties.items()}, expected.shape(), shape.others is not None, where):
                     if why.startswith("BCP035"):
                         self.fault(node, why)
                 return None
@@ -931,44 +624,22 @@ class File:
         for key, at, value in entries(node):
             if key is None:
                 self.check_value(value, ANY, local)
-            elif key in found and key != "_":
+            elif key in found and key != SPREAD:
                 self.fault(at, f"BCP025: {key} is there twice")
             else:
                 found[key] = self.typeof(value, local)
-        open_ = found.pop("_", None) is not None or any(key is None for key, _, _ in entries(node))
+        open_ = found.pop(SPREAD, None) is not None or any(key is None for key, _, _ in entries(node))
         keys = {key: at for key, at, _ in entries(node)}
         shape = expected.shape() if expected.shape else Shape({}, ANY)
-        for why in _unfit_object(found, shape, open_, where):
+        for why in unfit_object(found, shape, open_, where):
             self.fault(next((at for key, at in keys.items() if key and re.search(rf"(property|is) {re.escape(key)}\b", why)), node), why)
         chosen = expected
         if shape.discriminator and (values := found.get(shape.discriminator, ANY).values) and values[0] in shape.variants:
             variant = shape.variants[values[0]]
-            chosen = _object({**shape.properties, **variant.properties}, shape.others)
+            chosen = object_type({**shape.properties, **variant.properties}, shape.others)
         for key, _, value in entries(node):
             if key in found:
                 self.check_value(value, chosen.member(key) or ANY, local, key)
-
-
-def _partial(expected: Type) -> Type:
-    """What is asked of a part of an object."""
-    if not expected.shape:
-        return expected
-    shape = expected.shape()
-    return _object({n: Property(p.type, False, p.read_only) for n, p in shape.properties.items()}, ANY if shape.discriminator else shape.others)
-
-
-def above(node: Node) -> Iterator[Node]:
-    """What a node is in, from the inside out."""
-    while node.parent:
-        node = node.parent
-        yield node
-
-
-def walk(node: Node) -> Iterator[Node]:
-    """The node and everything in it."""
-    yield node
-    for child in node.children:
-        yield from walk(child)
 
 
 class Project:
@@ -1011,22 +682,9 @@ class Project:
             # azd puts the values of variables there
             types = {name: json_type(p["value"], lambda text_: "${" in text_) if "value" in p else ANY for name, p in given.items()}
             for why in unfit(
-                _object({n: Property(t, True) for n, t in types.items()}), Type("object", shape=lambda m=main: m.parameters), "the file"
+                object_type({n: Property(t, True) for n, t in types.items()}), Type("object", shape=lambda m=main: m.parameters), "the file"
             ):
                 line, column = next(
                     ((i, text_.index(f'"{n}"')) for n in given if n in why for i, text_ in enumerate(lines) if f'"{n}"' in text_), (0, 0)
                 )
                 yield Fault(self.name(path), line + 1, column + 1, why)
-
-
-def json_type(value: object, unknown: Callable[[str], bool]) -> Type:
-    """What is known of a value in JSON, in which some texts stand for something else."""
-    if isinstance(value, float) or (isinstance(value, str) and unknown(value)):
-        return ANY  # Bicep has no type for fractions
-    if value is None:
-        return Type("null")
-    if isinstance(value, list):
-        return Type("array", item=_merged([json_type(v, unknown) for v in value]) if value else None)
-    if isinstance(value, dict):
-        return _object({k: Property(json_type(v, unknown), True) for k, v in value.items()})
-    return _one_of([value])

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aoai_usage_pipeline_tests.bicep import File, Node, Project, Symbol, entries, kids, lambda_of, pieces, text
+from aoai_usage_pipeline_tests.bicep import File, Project, Symbol
+from aoai_usage_pipeline_tests.bicep_syntax import SPREAD, Node, entries, kids, lambda_of, pieces, text
 
 Value = Any
 Local = Mapping[str, Value]
@@ -180,7 +181,7 @@ class Deployment:
     def _object(self, node: Node, local: Local) -> dict[str, Value]:
         found: dict[str, Value] = {}
         for key, at, value in entries(node):
-            if key == "_":
+            if key == SPREAD:
                 found |= self.evaluate(value, local)
             else:
                 found[_string(self.evaluate(at, local)) if key is None else key] = self.evaluate(value, local)

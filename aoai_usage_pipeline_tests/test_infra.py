@@ -15,9 +15,9 @@ from aoai_usage_pipeline.publish import documents
 from aoai_usage_pipeline.publish.cosmos import Cosmos
 from aoai_usage_pipeline.settings import Settings
 from aoai_usage_pipeline.storage import open_store
-from aoai_usage_pipeline_tests.bicep import Project, json_type, unfit
+from aoai_usage_pipeline_tests.bicep import Project
 from aoai_usage_pipeline_tests.bicep_plan import Resource, outputs, plan
-from aoai_usage_pipeline_tests.bicep_types import OWN_TYPES, TypeData, own_type
+from aoai_usage_pipeline_tests.bicep_types import OWN_TYPES, TypeData, json_type, own_type, unfit
 from aoai_usage_pipeline_tests.conftest import ROOT
 from aoai_usage_pipeline_tests.cosmos_server import KEY, CosmosServer
 
