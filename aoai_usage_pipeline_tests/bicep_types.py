@@ -265,7 +265,7 @@ class TypeData:
             answer = self._ask("tools/call", {"name": "bicepschema_get", "arguments": {"resource-type": name}})
             content = json.loads(answer["content"][0]["text"])
             if content["status"] != 200:
-                return content["message"].partition(" To mitigate")[0]
+                return f"{name} is not in the type data: {content['message'].partition(' To mitigate')[0]}"
             partly = path.with_suffix(f".{os.getpid()}")
             partly.write_text(json.dumps(content["results"]["BicepSchemaResult"]))
             partly.replace(path)

@@ -192,6 +192,36 @@ def test_the_checker_finds(tmp_path, right, wrong, fault):
     assert [f for f in found if (fault or "BCP") in f] or fault is None, found
 
 
+@pytest.mark.parametrize(
+    ("parameters", "fault"),
+    [
+        ({"prefix": "${AZURE_ENV_NAME}", "books": "${BOOKS=true}", "mails": ["a"]}, None),
+        ({}, "main.parameters.json:1:1: BCP035: the file lacks needed"),
+        ({"prefix": "x", "boks": True}, "main.parameters.json:3:26: BCP037: the file has no property boks"),
+        ({"books": "yes"}, "main.parameters.json:2:2: BCP036: books is of type string, expected bool"),
+        ({"mails": [1]}, "BCP036: an item of mails is of type int, expected string"),
+        ({"prefix": "much too long"}, "BCP329: prefix is 'much too long', which breaks maxLength 9"),
+    ],
+)
+def test_parameter_files_fit_their_parameters(tmp_path, parameters, fault):
+    given = parameters | ({} if not parameters else {"needed": 1})
+    text = json.dumps({"parameters": {name: {"value": value} for name, value in given.items()}}, indent=1)
+    (tmp_path / "main.parameters.json").write_text(text)
+    needed = "@description('.')\nparam needed int\nvar more = needed\noutput needed int = more\n@maxLength(9)\n@description('Names"
+    found = check(tmp_path, main=GOOD.replace("@description('Names", needed))
+    assert (
+        found == []
+        if fault is None
+        else any(fault.rpartition("json:")[2].split(": ", 1)[-1] in f and f.startswith("main.parameters.json:") for f in found)
+    ), found
+
+
+def test_a_fault_can_be_silenced_by_its_code_alone(tmp_path):
+    wrong = GOOD.replace("  sku: {", "  #disable-next-line BCP036\n  sku: {").replace("'Large' : 'Basic'", "'Base' : 'Basic'")
+    assert check(tmp_path, main=wrong) == []
+    assert check(tmp_path, main=wrong.replace("BCP036", "BCP037"))
+
+
 PLANNED = """
 import { colors } from 'part.bicep'
 @description('.')
@@ -266,6 +296,62 @@ def test_the_files_fit_each_other():
 @pytest.mark.slow
 def test_the_files_fit_microsofts_types(types):
     assert list(map(str, Project(INFRA, types).faults())) == []
+
+
+STORAGE = """
+resource account 'Microsoft.Storage/storageAccounts@2025-01-01' = {
+  name: 'account'
+  location: 'westeurope'
+  kind: 'StorageV2'
+  sku: { name: 'Standard_ZRS' }
+  properties: { allowBlobPublicAccess: false, minimumTlsVersion: 'TLS1_2' }
+}
+"""
+COSMOS = """
+resource account 'Microsoft.DocumentDB/databaseAccounts@2025-04-15' = {
+  name: 'account'
+  location: 'westeurope'
+  properties: {
+    databaseAccountOfferType: 'Standard'
+    locations: [{ locationName: 'westeurope', failoverPriority: 0 }]
+    backupPolicy: { type: 'Continuous', continuousModeProperties: { tier: 'Continuous7Days' } }
+  }
+}
+"""
+HUB = """
+resource rule 'Microsoft.EventHub/namespaces/authorizationRules@2024-01-01' = {
+  name: 'namespace/rule'
+  properties: { rights: ['Listen'] }
+}
+output send string = rule.name
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("source", "right", "wrong", "fault"),
+    [
+        (STORAGE, "allowBlobPublicAccess", "allowBlobPublicAcess", "BCP037: properties has no property allowBlobPublicAcess"),
+        (STORAGE, "TLS1_2", "TLS2", "BCP036: minimumTlsVersion is 'TLS2'"),
+        (STORAGE, "sku: { name: 'Standard_ZRS' }", "", "BCP035: Microsoft.Storage/storageAccounts lacks sku"),
+        (STORAGE, "name: 'account'", "name: 'an-account'", "BCP329: name is 'an-account', which breaks pattern"),
+        (STORAGE, "allowBlobPublicAccess: false", "primaryLocation: 'x'", "BCP073: property primaryLocation is read-only"),
+        (STORAGE, "allowBlobPublicAccess: false", "allowBlobPublicAccess: 'no'", "BCP036: allowBlobPublicAccess is of type string, expected bool"),
+        (STORAGE, "2025-01-01", "2045-01-01", "BCP081: Microsoft.Storage/storageAccounts@2045-01-01 is newer"),
+        (STORAGE, "storageAccounts@", "storageAcounts@", "BCP081: Microsoft.Storage/storageAcounts is not in the type data"),
+        (COSMOS, "type: 'Continuous'", "type: 'Continous'", "BCP036: type is 'Continous', expected one of 'Continuous', 'Periodic'"),
+        (COSMOS, "continuousModeProperties", "periodicModeProperties", "BCP037: backupPolicy has no property periodicModeProperties"),
+        (COSMOS, "failoverPriority: 0", "failoverPriority: -1", "BCP329: failoverPriority is -1, which breaks minValue 0"),
+        (HUB, "['Listen']", "['Listens']", "BCP036: an item of rights is 'Listens'"),
+        (HUB, "rule.name", "rule.properties.keys", "BCP053: rule.properties has no keys"),
+    ],
+)
+def test_the_checker_finds_with_microsofts_types(tmp_path, types, source, right, wrong, fault):
+    main = tmp_path / "main.bicep"
+    main.write_text(source)
+    assert Project(tmp_path, types).faults() == []
+    main.write_text(source.replace(right, wrong))
+    assert any(fault in str(found) for found in Project(tmp_path, types).faults()), Project(tmp_path, types).faults()
 
 
 def test_faults_are_silenced_only_for_a_reason():
