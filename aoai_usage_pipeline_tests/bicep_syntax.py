@@ -84,12 +84,12 @@ def text(node: Node) -> str:
 
 
 def pieces(node: Node) -> list[str | Node]:
-    """The texts of a string and, between them, the expressions in it. The grammar gives spaces to `${`, so the texts are cut from the source."""
+    """The texts of a string and, between them, the expressions in it. The grammar gives spaces to what follows them, so the texts are cut from the source."""
     quote = node.children[0].text
     found: list[str | Node] = []
     start = node.start + len(quote)
     for child in [*(c for c in node.children if c.type == "interpolation"), node.children[-1]]:
-        end = child.children[0].end - len("${") if child.type == "interpolation" else child.start
+        end = child.children[0].end - len("${") if child.type == "interpolation" else child.end - len(quote)
         plain = node.source[start:end].decode()
         found.append(plain.removeprefix("\n") if quote == "'''" else re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[1]), plain))
         if child.type == "interpolation":

@@ -234,7 +234,7 @@ resource old 'Test/shelves@2024-01-01' existing = { name: 'old' }
 resource shelf 'Test/shelves@2024-01-01' = [
   for (mail, i) in mails: if (i < 1 || books) {
     name: '${toLower(mail)}${i + 1 * 2}'
-    location: resourceGroup().location
+    location: ' ${resourceGroup().location} \\${x} '
     properties: union({ a: { b: 1 } }, i == 0 ? { a: { c: 2 } } : {}, { ...sizes })
     resource inner 'books' = { name: 'x' }
   }
@@ -254,7 +254,7 @@ def test_the_plan_has_what_parameters_lead_to(tmp_path):
     assert {name: r.type for name, r in made.items() if "/" in name} == dict.fromkeys(["b2/x", "a3/x"], "Test/shelves/books")
     assert made.keys() == {"b2", "b2/x", "a3", "a3/x", "part2"}
     assert made["b2"].body["properties"] == {"a": {"b": 1, "c": 2}, "small": 1, "large": 2}
-    assert made["a3"].body == {"name": "a3", "location": "«resourceGroup()».location", "properties": {"a": {"b": 1}, "small": 1, "large": 2}}
+    assert made["a3"].body == {"name": "a3", "location": " «resourceGroup()».location ${x} ", "properties": {"a": {"b": 1}, "small": 1, "large": 2}}
     assert made["part2"].body["tags"] == {"code": "red"}
     assert outputs(tmp_path / "main.bicep") == {
         "ids": [f"«Test/shelves/{name}».id «Test/shelves/{name}».properties.url «Test/shelves/part2».id1small" for name in ("b2", "a3")],
