@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 from azure.cosmos import CosmosClient
-from azure.identity._constants import EnvironmentVariables
 
 from aoai_usage_pipeline.publish import documents
 from aoai_usage_pipeline.publish.cosmos import Cosmos
@@ -706,7 +705,7 @@ def read_by_dagster() -> set[str]:
 def test_containers_get_the_variables_that_are_read(everything):
     asked = Asked()
     Settings.from_env(asked)
-    read = asked.names | read_by_dagster() | {EnvironmentVariables.AZURE_CLIENT_ID}
+    read = asked.names | read_by_dagster() | {"AZURE_CLIENT_ID"}  # that one by azure-identity
     given = environments(everything)
     assert given.keys() == {"webserver", "daemon", "code-location"}
     for name, variables in given.items():
@@ -720,7 +719,7 @@ def test_the_function_app_gets_the_variables_that_are_read(everything):
     read = set(re.findall(r"""environ(?:\.get\(|\[)["'](\w+)["']""", code))
     # by the Functions host, by azure-identity
     read |= {f"AzureWebJobsStorage__{name}" for name in ("accountName", "clientId", "credential")}
-    read |= {"APPLICATIONINSIGHTS_AUTHENTICATION_STRING", "APPLICATIONINSIGHTS_CONNECTION_STRING", EnvironmentVariables.AZURE_CLIENT_ID}
+    read |= {"APPLICATIONINSIGHTS_AUTHENTICATION_STRING", "APPLICATIONINSIGHTS_CONNECTION_STRING", "AZURE_CLIENT_ID"}
     (app,) = of_type(everything, "Microsoft.Web/sites")
     of_app = {s["name"]: s["value"] for s in properties(app)["siteConfig"].get("appSettings", [])}
     for config in of_type(everything, "Microsoft.Web/sites/config"):
