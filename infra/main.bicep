@@ -49,7 +49,7 @@ param apiManagementSku string = 'BasicV2'
 @maxValue(30)
 param apiManagementCapacity int = 1
 
-@description('Reachable from the Internet. false needs privateEndpoints, and a service that is there already: Azure refuses it in the first deployment.')
+@description('API Management is reachable from the Internet. false needs privateEndpoints, and Azure refuses it in the first deployment.')
 param apiManagementPublicAccess bool = true
 
 @description('Address that Azure sends notices about API Management to.')
@@ -81,7 +81,7 @@ param applicationGateway bool = false
 @description('Host name that callers use; the one of the certificate.')
 param gatewayHostName string = ''
 
-@description('Its certificate: https://<this deployment\'s vault>.vault.azure.net/secrets/<name>. Blank: callers are only redirected to API Management.')
+@description('Its certificate in this deployment\'s vault: https://<vault>.vault.azure.net/secrets/<name>. Blank: callers are only redirected.')
 param gatewayCertificateSecretId string = ''
 
 @description('Detection only logs what Prevention blocks.')
@@ -456,6 +456,8 @@ module cosmosDb 'modules/cosmos-db.bicep' = {
   }
 }
 
+var gatewayPrincipalIds = applicationGateway ? [gatewayIdentity!.outputs.principalId] : []
+
 module keyVault 'modules/key-vault.bicep' = {
   name: 'key-vault'
   scope: group
@@ -464,9 +466,7 @@ module keyVault 'modules/key-vault.bicep' = {
     tags: allTags
     name: '${take(compactPrefix, 10)}-${suffix}'
     publicNetworkAccess: publicAccess
-    secretsUserPrincipalIds: applicationGateway
-      ? [pipelineIdentity.outputs.principalId, gatewayIdentity!.outputs.principalId]
-      : [pipelineIdentity.outputs.principalId]
+    secretsUserPrincipalIds: concat([pipelineIdentity.outputs.principalId], gatewayPrincipalIds)
     logAnalyticsWorkspaceId: monitoring.outputs.workspaceId
   }
 }
@@ -587,6 +587,12 @@ var madeSettings = {
   APPLICATIONINSIGHTS_CONNECTION_STRING: monitoring.outputs.connectionString
 }
 
+var webhookSecretUri = functionApp ? functions!.outputs.webhookUrlSecretUri : ''
+var functionsCaller = {
+  clientId: functionApp ? functions!.outputs.identityClientId : ''
+  principalId: functionApp ? functions!.outputs.identityPrincipalId : ''
+}
+
 module containerApps 'modules/container-apps.bicep' = {
   name: 'container-apps'
   scope: group
@@ -603,12 +609,10 @@ module containerApps 'modules/container-apps.bicep' = {
     postgresDatabaseName: postgresql.outputs.databaseName
     postgresUserName: postgresql.outputs.userName
     settings: union(madeSettings, pipelineSettings)
-    keyVaultSecrets: functionApp ? { AOAI_NOTIFY_WEBHOOK_URL: functions!.outputs.webhookUrlSecretUri } : {}
+    keyVaultSecrets: functionApp ? { AOAI_NOTIFY_WEBHOOK_URL: webhookSecretUri } : {}
     authClientId: authClientId
     allowedGroups: allowedGroups
-    callers: functionApp
-      ? [{ clientId: functions!.outputs.identityClientId, principalId: functions!.outputs.identityPrincipalId }]
-      : []
+    callers: functionApp ? [functionsCaller] : []
     codeLocationCpu: codeLocationCpu
     codeLocationMemory: codeLocationMemory
   }

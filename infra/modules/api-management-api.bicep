@@ -60,7 +60,7 @@ var usageLoggerName = 'aoai-usage'
 var noBody = { headers: [], body: { bytes: 0 } }
 var promptLogging = { messages: 'all', maxSizeInBytes: logPromptBytes }
 
-// The kinds of calls that cost, by the operation ids of Azure OpenAI's own description, so that reports can name them. The rest is passed on by method.
+// The kinds of calls that cost, by the operation ids of Azure OpenAI's own description, so that reports can name them. The rest goes by its method.
 var operations = [
   { name: 'ChatCompletions_Create', method: 'POST', path: '/deployments/{deployment-id}/chat/completions' }
   { name: 'Completions_Create', method: 'POST', path: '/deployments/{deployment-id}/completions' }

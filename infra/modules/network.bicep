@@ -40,6 +40,8 @@ var zones = {
   postgresql: 'privatelink.postgres.database.azure.com'
 }
 
+var postgresqlDelegation = 'Microsoft.DBforPostgreSQL/flexibleServers'
+
 // A /23 and two /24s, then /26s in the rest. The delegations are what Azure asks for.
 var subnets = [
   { key: 'containerApps', name: 'container-apps', prefix: cidrSubnet(addressPrefix, 23, 0), delegation: 'Microsoft.App/environments', rules: [] }
@@ -47,7 +49,7 @@ var subnets = [
   { key: 'privateEndpoints', name: 'private-endpoints', prefix: cidrSubnet(addressPrefix, 24, 3), delegation: '', rules: [] }
   { key: 'functions', name: 'functions', prefix: cidrSubnet(addressPrefix, 26, 16), delegation: 'Microsoft.App/environments', rules: [] }
   { key: 'apiManagement', name: 'api-management', prefix: cidrSubnet(addressPrefix, 26, 17), delegation: 'Microsoft.Web/serverFarms', rules: [] }
-  { key: 'postgresql', name: 'postgresql', prefix: cidrSubnet(addressPrefix, 26, 18), delegation: 'Microsoft.DBforPostgreSQL/flexibleServers', rules: [] }
+  { key: 'postgresql', name: 'postgresql', prefix: cidrSubnet(addressPrefix, 26, 18), delegation: postgresqlDelegation, rules: [] }
 ]
 
 var gatewayRules = [
@@ -147,6 +149,7 @@ resource link 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2024-06-01'
 ]
 
 var zonesGroupId = empty(privateDnsZonesResourceGroupId) ? resourceGroup().id : privateDnsZonesResourceGroupId
+var zonesId = '${zonesGroupId}/providers/Microsoft.Network/privateDnsZones'
 
 @description('Name of the virtual network.')
 output name string = create ? network.name : last(split(existingVirtualNetworkId, '/'))
@@ -158,4 +161,4 @@ output id string = create ? network.id : existingVirtualNetworkId
 output subnetIds object = create ? toObject(subnets, subnet => subnet.key, subnet => '${network.id}/subnets/${subnet.name}') : existingSubnetIds
 
 @description('Resource ids of the private DNS zones, by service.')
-output zoneIds object = mapValues(zones, zoneName => privateEndpoints ? '${zonesGroupId}/providers/Microsoft.Network/privateDnsZones/${zoneName}' : '')
+output zoneIds object = mapValues(zones, zoneName => privateEndpoints ? '${zonesId}/${zoneName}' : '')
