@@ -286,7 +286,7 @@ resource productApi 'Microsoft.ApiManagement/service/products/apis@2024-05-01' =
   name: api.name
 }
 
-resource subscription 'Microsoft.ApiManagement/service/subscriptions@2024-05-01' = [
+resource callerSubscription 'Microsoft.ApiManagement/service/subscriptions@2024-05-01' = [
   for item in subscriptions: {
     parent: service
     name: item.name

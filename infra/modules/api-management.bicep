@@ -48,6 +48,8 @@ resource service 'Microsoft.ApiManagement/service@2024-05-01' = {
   location: location
   tags: tags
   sku: {
+    // the type data of this version have no PremiumV2, the service has
+    #disable-next-line BCP036
     name: skuName
     capacity: capacity
   }

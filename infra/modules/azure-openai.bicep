@@ -51,7 +51,7 @@ resource account 'Microsoft.CognitiveServices/accounts@2025-06-01' = [
 
 // one after the other: an account does one such operation at a time
 @batchSize(1)
-resource deployment 'Microsoft.CognitiveServices/accounts/deployments@2025-06-01' = [
+resource modelDeployment 'Microsoft.CognitiveServices/accounts/deployments@2025-06-01' = [
   for item in deployments: {
     parent: account[item.account]
     name: item.deployment.name

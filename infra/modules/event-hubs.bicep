@@ -120,6 +120,8 @@ resource azureMonitorRule 'Microsoft.EventHub/namespaces/authorizationRules@2024
   properties: {
     rights: ['Listen', 'Manage', 'Send']
   }
+  // a namespace does one such operation at a time
+  dependsOn: [network]
 }
 
 resource usage 'Microsoft.EventHub/namespaces/eventhubs@2024-01-01' = {
@@ -153,7 +155,7 @@ resource usage 'Microsoft.EventHub/namespaces/eventhubs@2024-01-01' = {
         }
       : null
   }
-  dependsOn: [network]
+  dependsOn: [network, azureMonitorRule]
 }
 
 resource pipelineGroup 'Microsoft.EventHub/namespaces/eventhubs/consumergroups@2024-01-01' = {
@@ -171,7 +173,6 @@ resource notifications 'Microsoft.EventHub/namespaces/eventhubs@2024-01-01' = {
       retentionTimeInHours: retentionDays * 24
     }
   }
-  // a namespace does one such operation at a time
   dependsOn: [usage]
 }
 

@@ -105,7 +105,7 @@ resource lake 'Microsoft.Storage/storageAccounts/blobServices/containers@2025-01
   name: 'lake'
 }
 
-resource reference 'Microsoft.Storage/storageAccounts/blobServices/containers@2025-01-01' = {
+resource referenceFiles 'Microsoft.Storage/storageAccounts/blobServices/containers@2025-01-01' = {
   parent: blobs
   name: 'reference'
 }
@@ -184,8 +184,8 @@ resource pipelineWritesLake 'Microsoft.Authorization/roleAssignments@2022-04-01'
 }
 
 resource pipelineReadsReference 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  scope: reference
-  name: guid(reference.id, pipelinePrincipalId, roles.storageBlobDataReader)
+  scope: referenceFiles
+  name: guid(referenceFiles.id, pipelinePrincipalId, roles.storageBlobDataReader)
   properties: {
     principalId: pipelinePrincipalId
     principalType: 'ServicePrincipal'
@@ -214,8 +214,8 @@ resource operatorReadsLake 'Microsoft.Authorization/roleAssignments@2022-04-01' 
 }
 
 resource operatorWritesReference 'Microsoft.Authorization/roleAssignments@2022-04-01' = if (!empty(operatorPrincipalId)) {
-  scope: reference
-  name: guid(reference.id, operatorPrincipalId, roles.storageBlobDataContributor)
+  scope: referenceFiles
+  name: guid(referenceFiles.id, operatorPrincipalId, roles.storageBlobDataContributor)
   properties: {
     principalId: operatorPrincipalId
     principalType: operatorPrincipalType
@@ -239,4 +239,4 @@ output captureUrl string = '${account.properties.primaryEndpoints.blob}${capture
 output lakeUrl string = '${account.properties.primaryEndpoints.blob}${lake.name}'
 
 @description('Where the reference files are uploaded to.')
-output referenceUrl string = '${account.properties.primaryEndpoints.blob}${reference.name}'
+output referenceUrl string = '${account.properties.primaryEndpoints.blob}${referenceFiles.name}'
