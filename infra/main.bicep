@@ -72,6 +72,9 @@ param traceSamplingPercentage int = 100
 @description('GatewayLogs and GatewayLlmLogs go to the hub: the tokens of streamed calls. Leaves shared access keys of the namespace on.')
 param azureMonitorSends bool = true
 
+@description('GatewayLogs and GatewayLlmLogs go to Log Analytics too, to be searched. The bills do not need it, and it costs by the GB.')
+param gatewayLogsInLogAnalytics bool = true
+
 @description('Prompts and answers are in the gateway\'s logs. A decision about privacy; no bill needs it.')
 param logPrompts bool = false
 
@@ -155,6 +158,9 @@ param storageSku string = 'Standard_ZRS'
 @description('Days that capture files are kept; 0: for ever. A bill can be verified and made again as long as they are there.')
 @minValue(0)
 param captureRetentionDays int = 730
+
+@description('Object ids of people or groups that read the lake, such as with Power BI. They see all cost centres.')
+param lakeReaderPrincipalIds array = []
 
 @description('Request units per second that each Cosmos DB container scales up to.')
 @minValue(1000)
@@ -367,7 +373,7 @@ module api 'modules/api-management-api.bicep' = {
     eventHubsHostName: eventHubs.outputs.hostName
     usageHubName: eventHubs.outputs.usageHubName
     azureMonitorRuleId: eventHubs.outputs.azureMonitorRuleId
-    logAnalyticsWorkspaceId: monitoring.outputs.workspaceId
+    logAnalyticsWorkspaceId: gatewayLogsInLogAnalytics ? monitoring.outputs.workspaceId : ''
     applicationInsightsName: monitoring.outputs.name
     applicationInsightsId: monitoring.outputs.id
     applicationInsightsConnectionString: monitoring.outputs.connectionString
@@ -415,6 +421,7 @@ module storage 'modules/storage.bicep' = {
     drain: !capture
     operatorPrincipalId: operatorPrincipalId
     operatorPrincipalType: operatorPrincipalType
+    lakeReaderPrincipalIds: lakeReaderPrincipalIds
   }
 }
 

@@ -29,8 +29,8 @@ param usageHubName string
 @description('Authorization rule of the namespace with which Azure Monitor streams GatewayLogs and GatewayLlmLogs to the hub. Blank: it does not.')
 param azureMonitorRuleId string = ''
 
-@description('Resource id of the Log Analytics workspace.')
-param logAnalyticsWorkspaceId string
+@description('Resource id of the Log Analytics workspace that gets GatewayLogs and GatewayLlmLogs. Blank: none does.')
+param logAnalyticsWorkspaceId string = ''
 
 @description('Name of the Application Insights component; the logger is named after it.')
 param applicationInsightsName string
@@ -301,7 +301,7 @@ resource callerSubscription 'Microsoft.ApiManagement/service/subscriptions@2024-
 
 // Dedicated: the tables ApiManagementGatewayLogs and ApiManagementGatewayLlmLog. The hub gets the same records; the pipeline joins the two kinds by
 // their correlation id. The hub must be in the region of the service.
-resource toLogAnalytics 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {
+resource toLogAnalytics 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = if (!empty(logAnalyticsWorkspaceId)) {
   scope: service
   name: 'aoai-usage-log-analytics'
   properties: {

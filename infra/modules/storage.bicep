@@ -53,6 +53,9 @@ param operatorPrincipalId string = ''
 @allowed(['User', 'Group', 'ServicePrincipal'])
 param operatorPrincipalType string = 'User'
 
+@description('Object ids of people or groups that read the lake, such as with Power BI.')
+param lakeReaderPrincipalIds array = []
+
 var captureRetention = captureRetentionDays == 0 ? {} : { delete: { daysAfterModificationGreaterThan: captureRetentionDays } }
 
 resource account 'Microsoft.Storage/storageAccounts@2025-01-01' = {
@@ -222,6 +225,17 @@ resource operatorWritesReference 'Microsoft.Authorization/roleAssignments@2022-0
     roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.storageBlobDataContributor)
   }
 }
+
+resource lakeReaders 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
+  for principalId in lakeReaderPrincipalIds: {
+    scope: lake
+    name: guid(lake.id, principalId, roles.storageBlobDataReader)
+    properties: {
+      principalId: principalId
+      roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.storageBlobDataReader)
+    }
+  }
+]
 
 @description('Name of the account.')
 output name string = account.name
