@@ -246,7 +246,7 @@ resource group 'Microsoft.Resources/resourceGroups@2025-04-01' = {
   tags: allTags
 }
 
-// ---- identities: the pipeline's, Capture's and the application gateway's. API Management and the Function App bring their own.
+// ---- identities: the pipeline's and the application gateway's. API Management, Event Hubs and the Function App bring their own.
 
 module pipelineIdentity 'modules/identity.bicep' = {
   name: 'pipeline-identity'
@@ -255,16 +255,6 @@ module pipelineIdentity 'modules/identity.bicep' = {
     location: location
     tags: allTags
     name: '${namePrefix}-pipeline'
-  }
-}
-
-module captureIdentity 'modules/identity.bicep' = {
-  name: 'capture-identity'
-  scope: group
-  params: {
-    location: location
-    tags: allTags
-    name: '${namePrefix}-capture'
   }
 }
 
@@ -416,7 +406,6 @@ module storage 'modules/storage.bicep' = {
     skuName: storageSku
     private: privateEndpoints
     captureRetentionDays: captureRetentionDays
-    capturePrincipalId: captureIdentity.outputs.principalId
     pipelinePrincipalId: pipelineIdentity.outputs.principalId
     drain: !capture
     operatorPrincipalId: operatorPrincipalId
@@ -436,9 +425,8 @@ module eventHubs 'modules/event-hubs.bicep' = {
     partitionCount: partitionCount
     captureEnabled: capture
     captureMinutes: captureMinutes
-    storageAccountId: storage.outputs.id
+    storageAccountName: storage.outputs.name
     captureContainerName: storage.outputs.captureContainerName
-    captureIdentityId: captureIdentity.outputs.id
     azureMonitorSends: azureMonitorSends
     private: privateEndpoints
     gatewayPrincipalId: apiManagementPrincipalId

@@ -44,14 +44,11 @@ param captureMinutes int = 5
 @description('AOAI_CAPTURE_NAME_FORMAT.')
 param archiveNameFormat string = '{Namespace}/{EventHub}/{PartitionId}/{Year}/{Month}/{Day}/{Hour}/{Minute}/{Second}'
 
-@description('Resource id of the storage account that is captured to.')
-param storageAccountId string
+@description('Name of the storage account, in this resource group, that is captured to.')
+param storageAccountName string
 
 @description('Container that is captured to.')
 param captureContainerName string
-
-@description('Resource id of the user-assigned identity that capture files are written as. It must have its role on the container already.')
-param captureIdentityId string
 
 @description('Azure Monitor streams GatewayLogs and GatewayLlmLogs to the hub `usage`. This needs shared access keys; see below.')
 param azureMonitorSends bool = true
@@ -75,6 +72,18 @@ param operatorPrincipalType string = 'User'
 @description('Log Analytics workspace that gets the namespace\'s logs.')
 param logAnalyticsWorkspaceId string
 
+resource storage 'Microsoft.Storage/storageAccounts@2025-01-01' existing = {
+  name: storageAccountName
+
+  resource blobs 'blobServices' existing = {
+    name: 'default'
+
+    resource capture 'containers' existing = {
+      name: captureContainerName
+    }
+  }
+}
+
 resource namespace 'Microsoft.EventHub/namespaces@2024-01-01' = {
   name: name
   location: location
@@ -84,9 +93,9 @@ resource namespace 'Microsoft.EventHub/namespaces@2024-01-01' = {
     tier: 'Standard'
     capacity: throughputUnits
   }
+  // the only kind of identity that a storage account behind a firewall lets in as a trusted service
   identity: {
-    type: 'UserAssigned'
-    userAssignedIdentities: { '${captureIdentityId}': {} }
+    type: 'SystemAssigned'
   }
   properties: {
     isAutoInflateEnabled: maximumThroughputUnits > throughputUnits
@@ -96,6 +105,16 @@ resource namespace 'Microsoft.EventHub/namespaces@2024-01-01' = {
     // Nothing else here uses one: API Management, Capture, the pipeline and the Function App have roles.
     disableLocalAuth: !azureMonitorSends
     publicNetworkAccess: private ? 'Disabled' : 'Enabled'
+  }
+}
+
+resource captureWrites 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
+  scope: storage::blobs::capture
+  name: guid(storage::blobs::capture.id, namespace.id, roles.storageBlobDataContributor)
+  properties: {
+    principalId: namespace.identity.principalId
+    principalType: 'ServicePrincipal'
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.storageBlobDataContributor)
   }
 }
 
@@ -143,11 +162,10 @@ resource usage 'Microsoft.EventHub/namespaces/eventhubs@2024-01-01' = {
           destination: {
             name: 'EventHubArchive.AzureBlockBlob'
             identity: {
-              type: 'UserAssigned'
-              userAssignedIdentity: captureIdentityId
+              type: 'SystemAssigned'
             }
             properties: {
-              storageAccountResourceId: storageAccountId
+              storageAccountResourceId: storage.id
               blobContainer: captureContainerName
               archiveNameFormat: archiveNameFormat
             }
@@ -155,7 +173,8 @@ resource usage 'Microsoft.EventHub/namespaces/eventhubs@2024-01-01' = {
         }
       : null
   }
-  dependsOn: [network, azureMonitorRule]
+  // Capture is refused without its role
+  dependsOn: [network, azureMonitorRule, captureWrites]
 }
 
 resource pipelineGroup 'Microsoft.EventHub/namespaces/eventhubs/consumergroups@2024-01-01' = {

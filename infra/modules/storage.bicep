@@ -37,9 +37,6 @@ param lakeCoolAfterDays int = 120
 @maxValue(365)
 param softDeleteDays int = 14
 
-@description('Object id of the identity that Event Hubs writes capture files as.')
-param capturePrincipalId string
-
 @description('Object id of the identity that the pipeline runs as.')
 param pipelinePrincipalId string
 
@@ -152,16 +149,6 @@ resource lifecycle 'Microsoft.Storage/storageAccounts/managementPolicies@2025-01
     }
   }
   dependsOn: [blobs]
-}
-
-resource captureWrites 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
-  scope: capture
-  name: guid(capture.id, capturePrincipalId, roles.storageBlobDataContributor)
-  properties: {
-    principalId: capturePrincipalId
-    principalType: 'ServicePrincipal'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.storageBlobDataContributor)
-  }
 }
 
 var pipelineCaptureRole = drain ? roles.storageBlobDataContributor : roles.storageBlobDataReader
