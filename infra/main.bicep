@@ -146,7 +146,12 @@ param captureMinutes int = 5
 @maxValue(32)
 param partitionCount int = 4
 
-@description('Throughput units that auto-inflate goes up to: 1 MB/s or 1,000 events/s each.')
+@description('Throughput units to begin with: 1 MB/s or 1,000 events/s each. Every deployment goes back to them.')
+@minValue(1)
+@maxValue(40)
+param throughputUnits int = 1
+
+@description('Throughput units that auto-inflate goes up to.')
 @minValue(1)
 @maxValue(40)
 param maximumThroughputUnits int = 4
@@ -421,6 +426,7 @@ module eventHubs 'modules/event-hubs.bicep' = {
     location: location
     tags: allTags
     name: uniqueName
+    throughputUnits: throughputUnits
     maximumThroughputUnits: maximumThroughputUnits
     partitionCount: partitionCount
     captureEnabled: capture

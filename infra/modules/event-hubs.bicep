@@ -13,7 +13,7 @@ param tags object
 @maxLength(50)
 param name string
 
-@description('Throughput units to begin with: 1 MB/s or 1,000 events/s in, twice that out, each.')
+@description('Throughput units to begin with: 1 MB/s or 1,000 events/s in, twice that out, each. Every deployment goes back to them.')
 @minValue(1)
 @maxValue(40)
 param throughputUnits int = 1
@@ -101,8 +101,8 @@ resource namespace 'Microsoft.EventHub/namespaces@2024-01-01' = {
     isAutoInflateEnabled: maximumThroughputUnits > throughputUnits
     maximumThroughputUnits: maximumThroughputUnits > throughputUnits ? maximumThroughputUnits : 0
     minimumTlsVersion: '1.2'
-    // Azure Monitor signs in with the key of an authorization rule; it cannot use an identity. So its logs come only while keys are accepted.
-    // Nothing else here uses one: API Management, Capture, the pipeline and the Function App have roles.
+    // Azure Monitor streams with the key of an authorization rule; its documentation knows no identity for it (infra/README.md has what it says).
+    // Nothing else here uses a key: API Management, Capture and the pipeline have roles.
     disableLocalAuth: !azureMonitorSends
     publicNetworkAccess: private ? 'Disabled' : 'Enabled'
   }
