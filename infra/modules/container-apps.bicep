@@ -6,11 +6,14 @@ param location string
 @description('Tags of every resource.')
 param tags object
 
-@description('Names begin with it: lower-case letters, digits and hyphens.')
+@description('Names begin with it: lower-case letters, digits and hyphens. The same as the environment\'s.')
 @maxLength(22)
 param namePrefix string
 
-@description('The image, such as contoso.azurecr.io/aoai-usage-pipeline:0.2.0. Blank: only the environment is made, as long as there is no image.')
+@description('Resource id of the environment of container-apps-environment.bicep.')
+param environmentId string
+
+@description('The image, such as contoso.azurecr.io/aoai-usage-pipeline:0.2.0. Blank: no app is made, as long as there is no image.')
 param image string = ''
 
 @description('Host name of the registry that the image is pulled from.')
@@ -21,15 +24,6 @@ param identityId string
 
 @description('Client id of that identity.')
 param identityClientId string
-
-@description('Resource id of the Log Analytics workspace that gets the logs.')
-param logAnalyticsWorkspaceId string
-
-@description('Subnet (at least /27, delegated to Microsoft.App/environments) that the apps run in. Blank: none.')
-param infrastructureSubnetId string = ''
-
-@description('With a subnet: the web interface is reached from inside the network only.')
-param internal bool = false
 
 @description('Host name of the PostgreSQL server that Dagster keeps its runs in.')
 param postgresHostName string
@@ -49,14 +43,14 @@ param keyVaultSecrets object = {}
 @description('Client id of the app registration that people sign in to. Blank: nobody does, and the web interface is not reachable from outside of the environment.')
 param authClientId string = ''
 
-@description('Object ids of Entra ID groups that may sign in. The app registration must put groups into its tokens. Blank with no identities: everybody whom the app registration lets in.')
+@description('Object ids of Entra ID groups that may sign in; the app registration must put groups into its tokens. Blank with no identities: everybody whom the app registration lets in.')
 param allowedGroups array = []
 
-@description('Object ids of users and service principals that may sign in or call, beside the groups.')
+@description('Object ids of users who may sign in beside the groups.')
 param allowedIdentities array = []
 
-@description('Client ids of the applications whose tokens are accepted, where programs call the web interface, beside the sign-in itself.')
-param allowedApplications array = []
+@description('Programs that may call the web interface with tokens of their own, such as the Function App: { clientId, principalId } each.')
+param callers array = []
 
 @description('Cores of the code location. Two runs at a time are executed there.')
 param codeLocationCpu string = '2.0'
@@ -71,10 +65,9 @@ var codeLocationPort = 4000
 var webserverPort = 3000
 var deployed = !empty(image)
 var signIn = !empty(authClientId)
-var principals = union(
-  empty(allowedGroups) ? {} : { groups: allowedGroups },
-  empty(allowedIdentities) ? {} : { identities: allowedIdentities }
-)
+// naming a program must not shut people out where nobody is named
+var identities = empty(allowedGroups) && empty(allowedIdentities) ? [] : concat(allowedIdentities, map(callers, caller => caller.principalId))
+var principals = union(empty(allowedGroups) ? {} : { groups: allowedGroups }, empty(identities) ? {} : { identities: identities })
 
 var secrets = map(items(keyVaultSecrets), secret => {
   name: toLower(replace(secret.key, '_', '-'))
@@ -98,35 +91,6 @@ var pipelineEnvironment = concat(
 
 var registries = [{ server: registryServer, identity: identityId }]
 
-resource environment 'Microsoft.App/managedEnvironments@2025-01-01' = {
-  name: namePrefix
-  location: location
-  tags: tags
-  properties: {
-    // by a diagnostic setting, which needs no key of the workspace
-    appLogsConfiguration: {
-      destination: 'azure-monitor'
-    }
-    vnetConfiguration: empty(infrastructureSubnetId)
-      ? null
-      : {
-          infrastructureSubnetId: infrastructureSubnetId
-          internal: internal
-        }
-    workloadProfiles: [{ name: 'Consumption', workloadProfileType: 'Consumption' }]
-    zoneRedundant: false
-  }
-}
-
-resource logs 'Microsoft.Insights/diagnosticSettings@2021-05-01-preview' = {
-  scope: environment
-  name: 'log-analytics'
-  properties: {
-    workspaceId: logAnalyticsWorkspaceId
-    logs: [{ categoryGroup: 'allLogs', enabled: true }]
-  }
-}
-
 // The runs are processes of this container (DefaultRunLauncher), so there is one replica, and it has the cores.
 resource codeLocation 'Microsoft.App/containerApps@2025-01-01' = if (deployed) {
   name: codeLocationName
@@ -137,7 +101,7 @@ resource codeLocation 'Microsoft.App/containerApps@2025-01-01' = if (deployed) {
     userAssignedIdentities: { '${identityId}': {} }
   }
   properties: {
-    environmentId: environment.id
+    environmentId: environmentId
     workloadProfileName: 'Consumption'
     configuration: {
       activeRevisionsMode: 'Single'
@@ -188,7 +152,7 @@ resource daemon 'Microsoft.App/containerApps@2025-01-01' = if (deployed) {
     userAssignedIdentities: { '${identityId}': {} }
   }
   properties: {
-    environmentId: environment.id
+    environmentId: environmentId
     workloadProfileName: 'Consumption'
     configuration: {
       activeRevisionsMode: 'Single'
@@ -227,7 +191,7 @@ resource webserver 'Microsoft.App/containerApps@2025-01-01' = if (deployed) {
     userAssignedIdentities: { '${identityId}': {} }
   }
   properties: {
-    environmentId: environment.id
+    environmentId: environmentId
     workloadProfileName: 'Consumption'
     configuration: {
       activeRevisionsMode: 'Single'
@@ -287,12 +251,12 @@ resource entraSignIn 'Microsoft.App/containerApps/authConfigs@2025-01-01' = if (
         // without a secret people sign in by an ID token, which is all that is needed here
         registration: {
           clientId: authClientId
-          openIdIssuer: '${az.environment().authentication.loginEndpoint}${tenant().tenantId}/v2.0'
+          openIdIssuer: '${environment().authentication.loginEndpoint}${tenant().tenantId}/v2.0'
         }
         validation: {
           allowedAudiences: [authClientId, 'api://${authClientId}']
           defaultAuthorizationPolicy: union(
-            { allowedApplications: union([authClientId], allowedApplications) },
+            { allowedApplications: concat([authClientId], map(callers, caller => caller.clientId)) },
             empty(principals) ? {} : { allowedPrincipals: principals }
           )
         }
@@ -300,21 +264,6 @@ resource entraSignIn 'Microsoft.App/containerApps/authConfigs@2025-01-01' = if (
     }
   }
 }
-
-@description('Name of the environment.')
-output name string = environment.name
-
-@description('Resource id of the environment.')
-output id string = environment.id
-
-@description('Domain that the addresses of its apps end with.')
-output defaultDomain string = environment.properties.defaultDomain
-
-@description('Address of the environment\'s load balancer, for a private DNS zone of the domain.')
-output staticIp string = environment.properties.staticIp
-
-@description('Address of the web interface, AOAI_UI_URL; known before the app is there.')
-output webserverUrl string = 'https://${webserverName}.${environment.properties.defaultDomain}'
 
 @description('Name of the app that is the web interface.')
 output webserverName string = webserverName
