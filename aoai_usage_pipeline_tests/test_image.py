@@ -114,6 +114,16 @@ def test_every_command_of_the_containers_is_in_the_image():
     assert containers()["code-location"] == commands[-1], "the image's own command is the code location's"
 
 
+def test_probes_are_within_what_container_apps_allow():
+    probes = re.findall(r"\{ type: '(Startup|Readiness|Liveness)', (.+) \}\n", BICEP)
+    assert len(probes) == 6
+    for _, text in probes:
+        limits = {"periodSeconds": 240, "timeoutSeconds": 240, "failureThreshold": 10, "initialDelaySeconds": 60}
+        for name, value in re.findall(r"(\w+): (\d+)", text):
+            assert 1 <= int(value) <= limits[name], f"{name}: {value}"
+        assert "port: webserverPort, path: '/server_info'" in text or "port: codeLocationPort" in text
+
+
 def test_what_the_instance_reads_from_the_environment_is_set_in_every_container():
     read: set[str] = set()
     for file in (ROOT / "infra/dagster").iterdir():

@@ -128,7 +128,7 @@ resource codeLocation 'Microsoft.App/containerApps@2025-01-01' = if (deployed) {
             memory: codeLocationMemory
           }
           probes: [
-            { type: 'Startup', tcpSocket: { port: codeLocationPort }, periodSeconds: 5, failureThreshold: 48 }
+            { type: 'Startup', tcpSocket: { port: codeLocationPort }, periodSeconds: 20, timeoutSeconds: 5, failureThreshold: 10 }
             { type: 'Readiness', tcpSocket: { port: codeLocationPort }, periodSeconds: 10, failureThreshold: 3 }
             { type: 'Liveness', tcpSocket: { port: codeLocationPort }, periodSeconds: 30, failureThreshold: 5 }
           ]
@@ -216,7 +216,7 @@ resource webserver 'Microsoft.App/containerApps@2025-01-01' = if (deployed) {
             memory: '1Gi'
           }
           probes: [
-            { type: 'Startup', httpGet: { port: webserverPort, path: '/server_info' }, periodSeconds: 5, failureThreshold: 48 }
+            { type: 'Startup', httpGet: { port: webserverPort, path: '/server_info' }, periodSeconds: 20, timeoutSeconds: 5, failureThreshold: 10 }
             { type: 'Readiness', httpGet: { port: webserverPort, path: '/server_info' }, periodSeconds: 10, timeoutSeconds: 5, failureThreshold: 3 }
             { type: 'Liveness', httpGet: { port: webserverPort, path: '/server_info' }, periodSeconds: 30, timeoutSeconds: 10, failureThreshold: 5 }
           ]

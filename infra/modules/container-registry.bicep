@@ -1,5 +1,7 @@
 // Azure Container Registry: the one image that webserver, daemon and code location run. No admin user: it is pulled by identity.
 
+import { roles } from 'roles.bicep'
+
 @description('Region.')
 param location string
 
@@ -22,9 +24,6 @@ param publicNetworkAccess string = 'Enabled'
 @description('Object id of the identity that pulls the image.')
 param pullPrincipalId string
 
-// https://learn.microsoft.com/azure/role-based-access-control/built-in-roles#acrpull
-var acrPull = '7f951dda-4ed3-4680-a7ca-43fe172d538d'
-
 resource registry 'Microsoft.ContainerRegistry/registries@2025-04-01' = {
   name: name
   location: location
@@ -41,11 +40,11 @@ resource registry 'Microsoft.ContainerRegistry/registries@2025-04-01' = {
 
 resource pull 'Microsoft.Authorization/roleAssignments@2022-04-01' = {
   scope: registry
-  name: guid(registry.id, pullPrincipalId, acrPull)
+  name: guid(registry.id, pullPrincipalId, roles.acrPull)
   properties: {
     principalId: pullPrincipalId
     principalType: 'ServicePrincipal'
-    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', acrPull)
+    roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.acrPull)
   }
 }
 
