@@ -1,4 +1,5 @@
 # One image for the webserver, the daemon, the code location and the runs. Python is the version that the lock files were made with.
+# No HEALTHCHECK: each of them is probed in its own way, see infra/modules/container-apps.bicep and Dagster's chart.
 FROM python:3.11-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /build

@@ -53,6 +53,13 @@ def test_files_apps_and_versions_that_the_page_names_are_there():
     assert f"version {version}" in (ROOT / "infra/kubernetes/values.yaml").read_text().splitlines()[0]
 
 
+def test_links_of_the_page_lead_somewhere():
+    for target in re.findall(r"\]\(((?!https?:)[^)#]+)", PAGE):
+        assert (ROOT / "docs" / target).exists(), target
+    for anchor in re.findall(r"\]\((?:[\w./-]*deploy\.md)?#([\w-]+)\)", PAGE + (ROOT / "infra/kubernetes/README.md").read_text()):
+        assert anchor in {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in re.findall(r"(?m)^#+ (.+)$", PAGE)}, anchor
+
+
 def test_parameters_and_outputs_that_the_page_uses_are_those_of_the_deployment():
     main = (ROOT / "infra/main.bicep").read_text()
     azure = blocks("azure")

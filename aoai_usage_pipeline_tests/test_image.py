@@ -143,7 +143,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def wait_for(what: Callable[[], Any], process: subprocess.Popen, log: Path, seconds: float = 120) -> Any:
+def wait_for(what: Callable[[], Any], process: subprocess.Popen, log: Path, seconds: float = 240) -> Any:
     """What `what` returns once it is true; fails with the end of the log when the process ends or time is up."""
     give_up = time.monotonic() + seconds
     while time.monotonic() < give_up and process.poll() is None:
@@ -287,11 +287,17 @@ def test_the_containers_commands_bill_a_day_with_runs_in_postgresql_and_tokens_t
             assert "errors" not in answer, answer
             return answer["data"]
 
-        code = start("code-location", shared | pipeline)
-        wait_for(lambda: socket.create_connection(("127.0.0.1", int(grpc)), 2).close() or True, *code)
-        daemon = start("daemon", shared)
-        webserver = start("webserver", shared)
+        # the webserver and the daemon may be there first, and then find the code location by themselves
+        daemon, webserver = start("daemon", shared), start("webserver", shared)
         wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{web}/server_info", timeout=2).status == 200, *webserver)
+        code = start("code-location", shared | pipeline)
+        locations = "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { __typename } } } } }"
+
+        def loaded() -> bool:
+            entries = ask(locations)["workspaceOrError"]["locationEntries"]
+            return [entry["locationOrLoadError"]["__typename"] for entry in entries] == ["RepositoryLocation"]
+
+        wait_for(loaded, *code)
 
         def bill_the_day() -> str:
             selector = {"repositoryLocationName": "aoai_usage_pipeline", "repositoryName": "__repository__", "jobName": "daily_run"}
