@@ -60,15 +60,24 @@ def test_links_of_the_page_lead_somewhere():
         assert anchor in {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in re.findall(r"(?m)^#+ (.+)$", PAGE)}, anchor
 
 
-def test_parameters_and_outputs_that_the_page_uses_are_those_of_the_deployment():
-    main = (ROOT / "infra/main.bicep").read_text()
+def test_parameters_outputs_and_services_are_those_of_the_deployment():
+    main, parameters_of_azd = (ROOT / "infra/main.bicep").read_text(), (ROOT / "infra/main.parameters.json").read_text()
     azure = blocks("azure")
-    parameters = {name for line in re.findall(r"--parameters (location=.+)", azure) for name in re.findall(r"(\w+)=", line)}
-    assert parameters == {"location", "authClientId", "allowedGroups", "image"}
-    for name in parameters:
+    [function] = re.findall(r"(?ms)^deploy\(\) \{.+?^\}", azure)
+    given = function[function.index("--parameters") :] + "".join(re.findall(r"(?m)^deploy create .+$", azure))
+    names = set(re.findall(r" (\w+)=", given))
+    assert {"location", "image", "authClientId"} <= names
+    for name in names | set(re.findall(r"`(\w+)=(?:true|false)`", PAGE)):
         assert re.search(rf"(?m)^param {name}\b", main), name
-    for name in re.findall(r"output (A[A-Z_]+)", azure):
+    required = set(re.findall(r"(?m)^param (\w+) [\w\[\]]+$", main))
+    assert required <= names
+    for name in re.findall(r"\(output (A[A-Z_]+)\)", azure):
         assert re.search(rf"(?m)^output {name}\b", main), name
+    project = yaml.safe_load((ROOT / "azure.yaml").read_text())
+    for setting in {*re.findall(r"azd env set (\w+)", azure + (ROOT / "azure.yaml").read_text()), "AOAI_IMAGE"}:
+        assert f"${{{setting}" in parameters_of_azd, setting
+    for name, service in project["services"].items():
+        assert (ROOT / service["project"]).is_dir() and f"'azd-service-name': '{name}'" in (ROOT / f"infra/modules/{name}.bicep").read_text()
 
 
 def test_the_image_is_built_once_and_azd_is_told_its_name(tmp_path):
@@ -89,7 +98,7 @@ esac
     (tmp_path / "git").write_text("#!/bin/sh\necho 0123456789ab\n")
     for tool in ("az", "azd", "git"):
         (tmp_path / tool).chmod(0o755)
-    [hook] = yaml.safe_load((ROOT / "azure.yaml").read_text())["hooks"].values()
+    hook = yaml.safe_load((ROOT / "azure.yaml").read_text())["hooks"]["postprovision"]
     env = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
     image = "contoso.azurecr.io/aoai-usage-pipeline:0123456789ab"
 

@@ -213,7 +213,7 @@ class Server:
         (self._data / "postgresql.auto.conf").write_text("".join(f"{name} = '{value}'\n" for name, value in settings.items()))
         (self._data / "pg_hba.conf").write_text("local all owner trust\nhostssl all all 127.0.0.1/32 password\n")
         self._run(self._bin / "pg_ctl", "start", "--wait", "--silent", "--pgdata", self._data, "--log", folder / "postgresql.log")
-        self.query(f"CREATE ROLE \"aoai-usage-identity\" LOGIN SUPERUSER PASSWORD '{token}'")
+        self.query(f"CREATE ROLE \"aoai-usage-pipeline\" LOGIN SUPERUSER PASSWORD '{token}'")
         self.query("CREATE DATABASE dagster")
 
     def query(self, sql: str, database: str = "postgres") -> str:
@@ -260,7 +260,7 @@ def test_the_containers_commands_bill_a_day_with_runs_in_postgresql_and_tokens_t
             "IDENTITY_HEADER": "header-of-the-container",
             "DAGSTER_POSTGRES_HOST": "localhost",
             "DAGSTER_POSTGRES_DATABASE": "dagster",
-            "DAGSTER_POSTGRES_USER": "aoai-usage-identity",
+            "DAGSTER_POSTGRES_USER": "aoai-usage-pipeline",
             "DAGSTER_CODE_LOCATION_HOST": "localhost",
         }
         pipeline = {
@@ -326,7 +326,7 @@ def test_the_containers_commands_bill_a_day_with_runs_in_postgresql_and_tokens_t
 
         # the tokens of before no longer open anything
         identity.token = "second-token"
-        server.query(f"ALTER ROLE \"aoai-usage-identity\" PASSWORD '{identity.token}'")
+        server.query(f"ALTER ROLE \"aoai-usage-pipeline\" PASSWORD '{identity.token}'")
         second = bill_the_day()
         assert server.query("SELECT count(*) FROM runs WHERE status = 'SUCCESS'", "dagster") == "2" and second != first
         healthy = "{ instance { daemonHealth { allDaemonStatuses { daemonType required healthy } } } }"
