@@ -160,9 +160,8 @@ class Pipeline:
 
     def reference(self) -> "Reference":
         """The reference data as the files say now. Raises `ReferenceDataError`."""
-        from aoai_usage_pipeline.reference import load
-
-        return load(Path(self.settings.reference_dir), self.settings.billing_currency)
+        with self._reference_folder() as folder:
+            return self._load_reference(folder)
 
     @cached_property
     def reference_versions(self) -> "ReferenceVersions":
@@ -173,9 +172,41 @@ class Pipeline:
 
     def reference_in_use(self) -> "Reference":
         """The reference data as the files say now, recorded as in use before anything is priced with it. Raises `ReferenceDataError`."""
-        reference = self.reference()
-        self.reference_versions.record(reference, Path(self.settings.reference_dir))
-        return reference
+        with self._reference_folder() as folder:
+            reference = self._load_reference(folder)
+            self.reference_versions.record(reference, folder)
+            return reference
+
+    @cached_property
+    def _reference_store(self) -> "ObjectStore":
+        return self._open("AOAI_REFERENCE_DIR", self.settings.reference_dir, create=False)
+
+    @contextlib.contextmanager
+    def _reference_folder(self) -> Iterator[Path]:
+        """The folder of the CSV files. Those of a container are copied to one for the moment, each time anew: finance changes them."""
+        if not self.settings.reference_in_container:
+            yield Path(self.settings.reference_dir)
+            return
+        from aoai_usage_pipeline.reference.files import SPECS
+
+        _, blobs = self._reference_store.children()
+        present = {blob.name for blob in blobs}
+        with tempfile.TemporaryDirectory(prefix="reference-") as place:
+            for spec in SPECS:
+                if spec.name in present:
+                    (Path(place) / spec.name).write_bytes(self._reference_store.read(spec.name)[0])
+            yield Path(place)
+
+    def _load_reference(self, folder: Path) -> "Reference":
+        from aoai_usage_pipeline.reference import ReferenceDataError, load
+
+        try:
+            return load(folder, self.settings.billing_currency)
+        except ReferenceDataError as error:
+            if not self.settings.reference_in_container:
+                raise
+            # faults name the file that finance knows, not the copy
+            raise ReferenceDataError(str(error).replace(str(folder), self.settings.reference_dir.rstrip("/"))) from None
 
     def enrichment(self, reference: "Callable[[], Reference] | None" = None) -> "Enrichment":
         """The stage that makes `enriched_usage`, with the reference data that `reference` gives: unless told otherwise, that of now."""

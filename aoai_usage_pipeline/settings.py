@@ -55,6 +55,11 @@ class Settings:
             if self.drain == "on":
                 raise SettingsError("AOAI_DRAIN is 'on', which needs AOAI_EVENT_HUB_NAMESPACE and AOAI_EVENT_HUB_NAME")
 
+    @property
+    def reference_in_container(self) -> bool:
+        """Whether the reference data lies in a Blob container and not in a folder."""
+        return self.reference_dir.startswith(("http://", "https://"))
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ, **overrides: object) -> "Settings":
         """Settings from `AOAI_*` variables; blank means unset; `overrides` win. Raises `SettingsError`."""

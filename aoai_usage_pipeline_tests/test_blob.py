@@ -6,8 +6,12 @@ import uuid
 import duckdb
 import pytest
 
+from aoai_usage_pipeline.reference import ReferenceDataError
+from aoai_usage_pipeline.storage import StorageError
 from aoai_usage_pipeline_tests.support import (
+    COST_CENTERS,
     DAY,
+    PRICE_BOOK,
     Captured,
     blob_name,
     capture_file,
@@ -33,9 +37,11 @@ def test_containers_give_the_bill_that_folders_give(tmp_path, azurite):
         tmp_path / "remote",
         capture_url=f"{endpoint}/capture-{name}",
         lake_url=f"{endpoint}/lake-{name}/some/folder",
-        reference_dir=str(tmp_path / "reference"),
+        reference_dir=f"{endpoint}/reference-{name}/csv",
         storage_connection_string=connection_string,
     )
+    for file in (tmp_path / "reference").iterdir():
+        put(remote.settings.reference_dir, file.name, file.read_bytes(), connection_string)
     late = DAY + dt.timedelta(days=1, hours=6)
     windows = {
         DAY: [Captured(seed_event("a", DAY, chat(1000, 50, 300)), DAY, 0), Captured(b"{", DAY, 1)],
@@ -65,3 +71,24 @@ def test_containers_give_the_bill_that_folders_give(tmp_path, azurite):
     assert list(remote.changed_capture_dates(DAY.date(), late.date())) == [DAY.date()]
     run_all(remote, DAY.date(), late.date())
     assert rows(remote, "SELECT count(*) FROM quarantine") == [(0,)]
+
+
+def test_reference_data_in_a_container_is_read_anew_and_its_faults_name_it(tmp_path, azurite, monkeypatch, aoai_usage):
+    endpoint, connection_string = azurite
+    url = f"{endpoint}/reference-{uuid.uuid4().hex}"
+    pipeline = installation(tmp_path, reference_dir=url, storage_connection_string=connection_string)
+    with pytest.raises(StorageError, match=f"AOAI_REFERENCE_DIR: container {url.rsplit('/')[-1]} does not exist"):
+        pipeline.reference()
+
+    put(url, "cost_centers.csv", COST_CENTERS.encode(), connection_string)
+    assert [row.values["cost_center"] for row in pipeline.reference().cost_centers] == ["CC-1", "CC-2"]
+    assert pipeline.reference().price_book == ()
+
+    put(url, "price_book.csv", PRICE_BOOK.replace("2.50", "ten").encode(), connection_string)
+    with pytest.raises(ReferenceDataError) as error:
+        pipeline.reference()
+    assert str(error.value).startswith(f"{url}/price_book.csv: line 2, column unit_price:")
+
+    monkeypatch.setenv("AOAI_REFERENCE_DIR", url)
+    code, _, complaint = aoai_usage("prices", "import", "list.json")
+    assert code == 2 and "download price_book.csv" in complaint

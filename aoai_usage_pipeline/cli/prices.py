@@ -51,6 +51,8 @@ def _import(arguments: argparse.Namespace, settings: Settings) -> int:
     from aoai_usage_pipeline.reference.retail import snapshots
 
     console = open_console()
+    if settings.reference_in_container and not arguments.price_book:
+        raise ValueError("AOAI_REFERENCE_DIR is a container: download price_book.csv, name it with --price-book, and upload it again")
     path = Path(arguments.price_book or Path(settings.reference_dir) / "price_book.csv")
     if arguments.write and not arguments.price_book and path.parent.resolve() == EXAMPLE_REFERENCE_DIR.resolve():
         raise ValueError("AOAI_REFERENCE_DIR is the example set of the package: copy it to a folder of your own, or name a file with --price-book")
