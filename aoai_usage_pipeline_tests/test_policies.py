@@ -171,6 +171,7 @@ def test_every_kind_of_call_is_sent(gateway, kind):
 @pytest.mark.parametrize(
     ("method", "path"),
     [
+        ("GET", "/openai/v1/chat/completions"),
         ("GET", "/openai/v1/responses/resp_1"),
         ("POST", "/openai/v1/responses/resp_1/cancel"),
         ("GET", "/openai/v1/models"),
@@ -464,6 +465,12 @@ def test_a_response_of_30_mb_gives_its_usage(gateway):
         found = event(gateway, "/openai/deployments/embed/embeddings?api-version=2024-10-21", {"input": "x"}, answer=text.encode())
         assert pick(found, "usage", "model") == (usage, "text-embedding-3-small")
         assert time.monotonic() - started < 30
+
+
+def test_a_large_response_is_searched_and_not_parsed(gateway):
+    answer = RESPONSE | {"output": OUTPUT, "service_tier": "priority"}
+    found = event(gateway, "/openai/v1/responses", {"model": "chat"}, answer=answer, variables={"usage-body-limit": 100})
+    assert pick(found, "model", "usage", "serviceTier", "toolCalls") == ("gpt-4o-2024-08-06", RESPONSE["usage"], "priority", None)
 
 
 def test_large_images_are_counted(gateway):
