@@ -27,6 +27,7 @@ from aoai_usage_pipeline_tests.test_diagnostics import NOON, bill, envelope, gat
 
 SCHEMA = json.loads(importlib.resources.files("aoai_usage_pipeline.usage.contracts").joinpath("contract_v2.schema.json").read_text())
 VALID = jsonschema.Draft202012Validator(SCHEMA)
+DAY = dt.timedelta(1)
 
 
 def v2_event(request_id: str = "r", tokens: dict[str, Any] | None = None, **changes: Any) -> bytes:
@@ -85,6 +86,29 @@ def test_a_v2_event_that_was_cut_off_still_bills(tmp_path):
 def test_a_request_that_spilled_over_is_billed_where_it_was_served(tmp_path):
     pipeline = bill(tmp_path, [v2_event(tokens=chat(1, 1), spilloverFrom="chat-ptu", spilloverTo="chat-standard", deployment="chat-ptu")])
     assert rows(pipeline, "SELECT deployment FROM daily_usage") == [("chat-standard",)]
+
+
+@pytest.mark.parametrize("apart", [0, 1], ids=["one day", "two days"])
+def test_an_answer_knows_more_than_the_diagnostics_of_its_call(tmp_path, apart):
+    usage = chat(150, 50, 128) | {"completion_tokens_details": {"reasoning_tokens": 20, "audio_tokens": 0}}
+    log, call = llm_log("c1", NOON + apart * DAY), gateway_log("c1")
+    pipeline = bill(tmp_path, [envelope(log, call), v2_event("c1", usage, gateway="apim", serviceTier=None)], at=NOON)
+    select = "SELECT contract, prompt_tokens, cached_tokens, reasoning_tokens, copies, conflict, cost FROM enriched_usage"
+    # 22 uncached and 128 cached input tokens, 50 output tokens
+    assert rows(pipeline, select) == [("contract_v2", 150, 128, 20, 3, False, Decimal("0.000715"))]
+
+
+def test_an_answer_that_disagrees_with_the_diagnostics_is_a_conflict(tmp_path):
+    pipeline = bill(tmp_path, [envelope(llm_log("c1"), gateway_log("c1")), v2_event("c1", chat(150, 51))])
+    assert rows(pipeline, "SELECT completion_tokens, copies, conflict FROM enriched_usage") == [(51, 3, True)]
+
+
+@pytest.mark.parametrize("apart", [0, 1], ids=["one day", "two days"])
+def test_a_streamed_request_that_spilled_over_is_billed_where_it_was_served(tmp_path, apart):
+    log = llm_log("c1", NOON + apart * DAY, deploymentName="chat-ptu")
+    event = v2_event("c1", spilloverFrom="chat-ptu", spilloverTo="chat-standard", deployment="chat-ptu", stream=True)
+    pipeline = bill(tmp_path, [envelope(log, gateway_log("c1", path="openai/deployments/chat-ptu/chat/completions")), event])
+    assert rows(pipeline, "SELECT deployment, prompt_tokens, copies FROM enriched_usage") == [("chat-standard", 150, 3)]
 
 
 def test_images_are_counted_where_the_usage_has_no_tokens(tmp_path):
@@ -235,7 +259,7 @@ def kept_bodies(pipeline: Pipeline) -> list[bytes]:
 @pytest.mark.parametrize("estimate_usage", ["off", "on"])
 def test_nothing_private_passes_the_reader(tmp_path, estimate_usage):
     pipeline = bill(tmp_path, private_bodies(), estimate_usage=estimate_usage)
-    assert rows(pipeline, "SELECT count(DISTINCT contract) FROM enriched_usage") == [(6,)]
+    assert rows(pipeline, "SELECT count(DISTINCT contract) FROM enriched_usage") == [(7,)]
     assert rows(pipeline, "SELECT sum(estimated) FROM daily_quality") == [(estimate_usage == "on",)]
     assert canaries(tmp_path, pipeline) == {}
     assert not [path for path in (tmp_path / "lake/raw_events").rglob("*.parquet") if "body" in pq.read_schema(path).names]

@@ -90,7 +90,7 @@ class Enrichment(Stage):
                 completed=completed("rank"),
                 conflict=CONFLICT,
                 replaced=", ".join(f"t.{name} AS {name}" for name in COMPLETED),
-                replaced_by_moved=", ".join(f"coalesce(e.{name}, m.{name}) AS {name}" for name in COMPLETED),
+                replaced_by_moved=", ".join(f"coalesce(m.{name}, e.{name}) AS {name}" for name in COMPLETED),
                 long_context_tokens=match.LONG_CONTEXT_TOKENS,
                 combination=", ".join(_COMBINATION),
             )

@@ -26,12 +26,13 @@ from aoai_usage_pipeline.usage.contract import COUNT_COLUMNS, TOOL_COLUMNS
 _NAME = "request_dates.json"
 _INDEX = "request_index/"
 
-CANONICAL_ORDER = """CASE usage_source WHEN 'reported' THEN 0 WHEN 'estimated' THEN 1 ELSE 2 END, part IS NOT DISTINCT FROM 'identity',
-    CASE WHEN part = 'usage' THEN -total_tokens END, enqueued_at, namespace, event_hub,
-    TRY_CAST(partition_id AS BIGINT), partition_id, sequence_number, record_index, blob"""
+CANONICAL_ORDER = """CASE usage_source WHEN 'reported' THEN 0 WHEN 'estimated' THEN 1 ELSE 2 END,
+    CASE part WHEN 'usage' THEN 1 WHEN 'identity' THEN 2 ELSE 0 END, CASE WHEN part = 'usage' THEN -total_tokens END, enqueued_at, namespace,
+    event_hub, TRY_CAST(partition_id AS BIGINT), partition_id, sequence_number, record_index, blob"""
 """How copies of a request are ranked, best first: with usage, then earliest accepted by the hub, then by coordinates.
 
-Of the records that diagnostics split one call into, the one with all its tokens comes first and the one that only says who called last.
+A gateway's own event has all that an answer reports and comes before the records that diagnostics split the call into; of these, the one with
+all its tokens comes first and the one that only says who called last.
 """
 
 COMPLETED = (
@@ -52,14 +53,21 @@ COMPLETED = (
 )
 """What the canonical copy of a request takes from its other copies where it does not say it itself."""
 
-CONFLICT = f"count(DISTINCT struct_pack({', '.join(COUNT_COLUMNS)}, audio_seconds)) FILTER (usage_source = 'reported') > 1"
-"""Whether copies of a request disagree on what they report."""
+_COUNTS = f"struct_pack({', '.join(COUNT_COLUMNS)}, audio_seconds)"
+CONFLICT = f"""(count(DISTINCT {_COUNTS}) FILTER (usage_source = 'reported' AND part IS DISTINCT FROM 'usage') > 1
+    OR count(DISTINCT {_COUNTS}) FILTER (usage_source = 'reported' AND part = 'usage') > 1
+    OR count(DISTINCT struct_pack(prompt_tokens, completion_tokens)) FILTER (usage_source = 'reported') > 1)"""
+"""Whether copies of a request disagree on what they report; diagnostics do not know the details that an answer has."""
+
+_SPILLED = "json_extract_string(details, '$.spilloverTo') <> ''"
 
 
 def completed(rank: str) -> str:
     """SQL: what the copies of a group say together, in the order of `rank`, and whether any of them says who called."""
-    columns = (f"arg_min({column}, {rank}) AS {column}" for column in COMPLETED)
-    return f"{', '.join(columns)}, bool_or(part IS DISTINCT FROM 'usage') AS attributed"
+    columns = {column: f"arg_min({column}, {rank})" for column in COMPLETED}
+    # only a gateway's own event knows that a deployment passed the request on, and to which
+    columns["deployment"] = f"coalesce(arg_min(deployment, {rank}) FILTER ({_SPILLED}), {columns['deployment']})"
+    return f"{', '.join(f'{sql} AS {column}' for column, sql in columns.items())}, bool_or(part IS DISTINCT FROM 'usage') AS attributed"
 
 
 class RequestDates:
