@@ -1,4 +1,4 @@
-# The three commands of the README. Everything lands in .venv, .azurite, .azmcp, .dagster_home and data, all ignored by git.
+# The three commands of the README. Everything lands in .venv, .azurite, .azmcp, .powerbi, .dagster_home and data, all ignored by git.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -16,7 +16,7 @@ demo: .venv/ready $(DAGSTER_HOME)/dagster.yaml
 dev: .venv/ready $(DAGSTER_HOME)/dagster.yaml
 	AOAI_AUTOMATION=running $(COSMOS) $(BIN)/dg dev --host 127.0.0.1 --port 3000
 
-test: .venv/ready-for-tests .azurite/ready .azmcp/ready
+test: .venv/ready-for-tests .azurite/ready .azmcp/ready .powerbi/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 -m "slow or not slow"
@@ -29,7 +29,7 @@ docs: .venv/ready
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv .azurite .azmcp .dagster_home data
+	rm -rf .venv .azurite .azmcp .powerbi .dagster_home data
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "Installing into .venv (once, about a minute)"
@@ -49,6 +49,14 @@ clean:
 
 .azmcp/ready: .venv/ready-for-tests
 	$(BIN)/npm install --no-package-lock --no-audit --no-fund --loglevel=error --prefix .azmcp @azure/mcp@2.0.5
+	@touch $@
+
+# Microsoft's tools that read the Power BI project; the wheel is taken for the libraries in it, and not installed
+.powerbi/ready: .venv/ready-for-tests
+	$(BIN)/npm install --no-package-lock --no-audit --no-fund --loglevel=error --prefix .powerbi \
+		@microsoft/powerbi-report-authoring-cli@0.1.4 @microsoft/powerbi-core-visual-schema@0.1.1 @microsoft/powerquery-parser@2.0.0
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .powerbi python_tabular==0.5.6
+	$(BIN)/python -m zipfile -e .powerbi/python_tabular-0.5.6-py3-none-any.whl .powerbi/python_tabular
 	@touch $@
 
 $(DAGSTER_HOME)/dagster.yaml: dagster.yaml

@@ -1,0 +1,535 @@
+"""The Power BI project says what the tables say, its sums are the bill's, and Microsoft's own tools can read it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pytest
+from pbi_parsers import dax
+
+from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.billing import fixed_costs
+from aoai_usage_pipeline.lake.days import Days
+from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest
+from aoai_usage_pipeline.rating import match
+from aoai_usage_pipeline.storage import open_store
+from aoai_usage_pipeline_tests.conftest import ROOT
+from aoai_usage_pipeline_tests.power_bi import Project
+from aoai_usage_pipeline_tests.support import DAY, Run, capture, chat, hub_event, lines, seed_event
+
+FOLDER = ROOT / "infra/powerbi"
+PROJECT = Project(FOLDER)
+TOOLS = ROOT / ".powerbi"
+FACTS = {
+    "Daily billing": "daily_billing",
+    "Daily usage": "daily_usage",
+    "Hourly usage": "enriched_usage",
+    "Daily quality": "daily_quality",
+    "Quarantine": "quarantine",
+    "Capture files": "capture_files",
+}
+DIMENSIONS = {"Date", "Payer", "Deployment", "Meter", "Billing period"}
+MONEY = ("cost", "list_cost", "contracted_cost")
+TYPES = {"DATE": "dateTime", "TIMESTAMP": "dateTime", "VARCHAR": "string", "BIGINT": "int64", "INTEGER": "int64", "DECIMAL": "double"}
+M_TYPES = {
+    "DATE": "type date",
+    "TIMESTAMP": "type datetime",
+    "VARCHAR": "type text",
+    "BIGINT": "Int64.Type",
+    "INTEGER": "Int64.Type",
+    "DECIMAL": "type number",
+}
+
+MADE = {
+    "Daily billing": {"payer_key", "deployment_key", *(f"{name}_{part}" for name in MONEY for part in ("millionths", "remainder"))},
+    "Daily usage": {"payer_key", "deployment_key"},
+    "Hourly usage": {
+        "payer_key", "deployment_key", "hour", "requests", "failed", "throttled", "lag_seconds", "longest_lag_seconds", "last_enqueued_at",
+    },
+    "Daily quality": set(),
+    "Quarantine": {"capture_date"},
+    "Capture files": {"capture_date", "file", "files"},
+}  # fmt: skip
+"""What Power Query makes of the published columns, by table."""
+
+READ = {"Hourly usage": {"event_time", "enqueued_at", "status_code"}, "Capture files": {"blob"}, "Daily billing": set(MONEY)}
+"""Published columns that are in the model as something else only."""
+
+LEFT_OUT = {
+    "Daily billing": {"line_id"},  # another text on every line, which is what a model in memory is largest with
+    "Daily usage": {"cost", "currency"},  # the bill's are the only ones
+    "Hourly usage": {c.name for c in tables.ENRICHED_USAGE}
+    - {
+        "usage_date",
+        "event_time",
+        "enqueued_at",
+        "status_code",
+        "prompt_tokens",
+        "completion_tokens",
+        "total_tokens",
+        *tables.DIMENSIONS,
+    },  # of one request
+    "Daily quality": set(),
+    "Quarantine": {"offset", "record_index", "body_sha256"},  # blob and sequence number find the record
+    "Capture files": {"etag", "events", "first_sequence_number", "last_sequence_number"},  # of one file; events are parsed + quarantined
+}
+
+
+def published(table: str) -> dict[str, tables.Column]:
+    return {column.name: column for column in tables.PUBLISHED[FACTS[table]]}
+
+
+def kind(column: tables.Column) -> str:
+    return column.type.partition("(")[0]
+
+
+# --- columns -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", FACTS)
+def test_columns_are_the_published_ones(table: str) -> None:
+    has = {column.properties["sourceColumn"]: column for column in PROJECT.tables[table].of("column")}
+    columns = published(table)
+    assert has.keys() - columns.keys() == MADE[table]
+    assert columns.keys() - has.keys() == LEFT_OUT[table] | READ.get(table, set())
+    for name in has.keys() & columns.keys():
+        assert has[name].properties["dataType"] == TYPES[kind(columns[name])], name
+        assert has[name].description == columns[name].description, name
+
+
+@pytest.mark.parametrize("table", FACTS)
+def test_power_query_reads_published_columns_with_their_types(table: str) -> None:
+    m = PROJECT.m()[table]
+    columns = published(table)
+    chosen = re.findall(r'"(\w+)"', re.search(r"Table\.SelectColumns\(Rows, \{([^}]*)\}, MissingField\.UseNull\)", m)[1])
+    typed = dict(re.findall(r'\{"(\w+)", ((?:type )?[\w.]+)\}', re.search(r"Table\.TransformColumnTypes\(\w+, \{(.*?)\}, \"en-US\"\)", m)[1]))
+    assert set(chosen) - columns.keys() == MADE[table] & {"capture_date"}
+    assert set(chosen) == columns.keys() & set(chosen) | MADE[table] & {"capture_date"} and len(chosen) == len(set(chosen))
+    assert set(typed) == set(chosen) - set(MONEY if table == "Daily billing" else ())
+    for name in set(typed) & columns.keys():
+        assert typed[name] == M_TYPES[kind(columns[name])], name
+    for column in PROJECT.tables[table].of("column"):
+        assert f'"{column.properties["sourceColumn"]}"' in m, column.name
+
+
+def test_money_is_never_a_rounded_number() -> None:
+    """An amount comes as two whole numbers, whose sums are exact; no column holds it as a number with a point."""
+    m = PROJECT.m()["Daily billing"]
+    for name in MONEY:
+        assert f'"{name}_millionths", each Millionths([{name}]), Int64.Type' in m and f'"{name}_remainder", each Remainder([{name}]), Int64.Type' in m
+        for part in ("millionths", "remainder"):
+            [column] = [c for c in PROJECT.tables["Daily billing"].of("column") if c.properties["sourceColumn"] == f"{name}_{part}"]
+            assert column.properties["dataType"] == "int64"
+    for name in ("Millionths", "Remainder"):
+        text = PROJECT.expressions[name].value
+        assert text.count("Precision.Decimal") == text.count("Value."), "the plain operators compute in binary"
+
+
+def test_dimensions_have_every_dimension_of_the_daily_tables_and_join_by_it() -> None:
+    labels = {(t, c): o.properties["sourceColumn"] for (t, c), o in PROJECT.columns.items()}
+    m = {table: PROJECT.m()[table] for table in ("Daily billing", "Daily usage", "Hourly usage")}
+    of = {}
+    for dimension in ("Payer", "Deployment"):
+        source = PROJECT.tables[dimension].one("partition").one("source").value
+        found = {table: [labels[table, column] for column in re.findall(rf"'{table}'\[([^\]]+)\]", source)] for table in m}
+        [names] = {tuple(names) for names in found.values()}
+        of[dimension] = names[1:]
+        assert names[0] == f"{dimension.lower()}_key"
+        for text in m.values():
+            assert f'"{names[0]}", each Key({{{", ".join(f"[{name}]" for name in names[1:])}}})' in text
+    assert ("usage_date", *of["Payer"], *of["Deployment"]) == tables.DIMENSIONS
+
+
+def test_meters_are_of_the_kinds_the_pipeline_knows() -> None:
+    source = PROJECT.tables["Meter"].one("partition").one("source").value
+    of = {name: set(re.findall(r'"(\w+)"', found)) for found, name in re.findall(r'\[Meter\] (?:IN|=) (.*), "(\w+)"', source)}
+    assert of == {"tokens": set(match.TOKEN_METERS), "capacity": {fixed_costs.PROVISIONED}, "idle": {fixed_costs.IDLE, fixed_costs.UNUSED}}
+
+
+# --- relationships, security, refresh ----------------------------------------------------------------------------------------------
+
+
+def test_the_model_is_a_star() -> None:
+    pairs = set()
+    for relationship in PROJECT.of("relationship").values():
+        ends = []
+        for end in ("fromColumn", "toColumn"):
+            table, _, column = re.fullmatch(r"('[^']+'|\w+)(\.)('[^']+'|\w+)", relationship.properties[end]).groups()
+            ends.append((table.strip("'"), column.strip("'")))
+        assert ends[0][0] in FACTS and ends[1][0] in DIMENSIONS
+        assert PROJECT.columns[ends[0]].properties["dataType"] == PROJECT.columns[ends[1]].properties["dataType"]
+        assert "crossFilteringBehavior" not in relationship.properties
+        pairs.add((ends[0][0], ends[1][0]))
+    assert len(pairs) == len(PROJECT.of("relationship"))
+    assert {fact for fact, dimension in pairs if dimension == "Date"} == set(FACTS)
+    payers = {"Daily billing", "Daily usage", "Hourly usage"}
+    assert {fact for fact, dimension in pairs if dimension == "Payer"} == payers == {fact for fact, dimension in pairs if dimension == "Deployment"}
+    assert PROJECT.tables["Date"].properties["dataCategory"] == "Time" and "isKey" in PROJECT.columns["Date", "Date"].properties
+
+
+def test_a_cost_centre_reader_sees_nothing_but_its_cost_centres() -> None:
+    """Every table of the model is filtered by the payer, hidden from readers, or names nobody."""
+    role = PROJECT.of("role")["Cost centre reader"]
+    filters = {permission.name: permission.value for permission in role.of("tablePermission")}
+    assert "USERPRINCIPALNAME(), 'Readers'[Cost centre], 'Payer'[Cost centre]" in filters.pop("Payer")
+    assert filters.pop("Readers") == "'Readers'[User] = USERPRINCIPALNAME()"
+    assert set(filters.values()) == {"FALSE()"}
+    assert set(PROJECT.tables) == {"Daily billing", "Daily usage", "Hourly usage", "Payer", "Readers", *filters, *(DIMENSIONS - {"Payer"})}
+    for dimension in DIMENSIONS - {"Payer"}:
+        assert not {"Cost centre", "Team", "Department", "Application", "Product"} & {c.name for c in PROJECT.tables[dimension].of("column")}
+    assert not PROJECT.of("role")["Everything"].of("tablePermission")
+
+
+def test_only_the_days_of_a_partition_are_read_and_only_when_they_changed(root: Path) -> None:
+    """The prefixes of the model are names of objects that the pipeline really writes, followed by the day."""
+    lake = open_store(str(root / "lake"), create=True)
+    names = {table: Days(lake, table).name(DAY.date()) for table in tables.PUBLISHED}
+    for table in FACTS:
+        policy = PROJECT.tables[table].one("refreshPolicy")
+        assert policy.one("sourceExpression").value == PROJECT.m()[table]
+        prefix = re.fullmatch(r'LastChange\("([^"]+)", RangeStart, RangeEnd\)', policy.one("pollingExpression").value)[1]
+        if table in ("Quarantine", "Capture files"):
+            assert prefix == "manifests/capture_date="
+        else:
+            assert names[FACTS[table]] == f"{prefix}{DAY:%Y-%m-%d}/data.parquet"
+            assert f'Published("{FACTS[table]}", RangeStart, RangeEnd)' in PROJECT.m()[table]
+    assert {"files", "quarantine"} <= set(Manifest.__dataclass_fields__)
+    listed = re.findall(r'"(\w+)"', re.search(r"Table\.FromRecords\(\[Manifest\]\[files\], \{([^}]*)\}", PROJECT.m()["CaptureFiles"])[1])
+    assert listed and set(listed) <= set(FileEntry.__dataclass_fields__)
+
+
+# --- measures ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_measure_is_described_formatted_and_in_a_folder() -> None:
+    assert len(PROJECT.measures) > 60
+    for name, measure in PROJECT.measures.items():
+        assert measure.description and measure.properties["displayFolder"], name
+        assert "formatString" in measure.properties or name == "Currency shown", name
+    for table in PROJECT.tables.values():
+        assert table.description and all(column.description for column in table.of("column")), table.name
+        shown = [c.name for c in table.of("column") if "isHidden" not in c.properties and c.properties["dataType"] != "string"]
+        assert all("formatString" in PROJECT.columns[table.name, name].properties for name in shown)
+
+
+def test_every_name_in_dax_exists() -> None:
+    made = {"Date": {"Date", "Value"}, "Meter": {"Meter"}}
+    for where, text in PROJECT.dax().items():
+        code = re.sub(r'"[^"]*"', '""', text)
+        for table, column in re.findall(r"'([^']+)'\[([^\]]+)\]", code):
+            assert (table, column) in PROJECT.columns, (where, table, column)
+        for name in re.findall(r"(?<!')\[([^\]]+)\]", code):
+            assert name in PROJECT.measures or name in made.get(where, ()), (where, name)
+        for table in re.findall(r"'([^']+)'", re.sub(r"'[^']+'\[[^\]]+\]", "", code)):
+            assert table in PROJECT.tables, (where, table)
+
+
+def test_dax_can_be_parsed() -> None:
+    for where, text in PROJECT.dax().items():
+        try:
+            assert dax.to_ast(text) is not None
+        except Exception as error:  # the parser raises whatever it stumbles over
+            raise AssertionError(f"{where}: {error!r}\n{text}") from error
+    for text in ("DIVIDE([Cost], 2", "[Cost] +", "[Cost] [Requests]", "VAR x = 1"):
+        with pytest.raises((ValueError, AssertionError)):
+            dax.to_ast(text)
+
+
+class Evaluator:
+    """Computes measures that are sums of columns, over the published file, exactly: each column by what Power Query makes of it."""
+
+    def __init__(self, db: duckdb.DuckDBPyConnection) -> None:
+        self._db = db
+
+    def measure(self, name: str) -> Any:
+        return self._value(dax.to_ast(PROJECT.measures[name].value))
+
+    def _value(self, node: Any) -> Any:
+        match type(node).__name__:
+            case "MeasureExpression":
+                return self.measure(node.name.text.strip("[]"))
+            case "LiteralNumberExpression":
+                return Decimal(node.value.text)
+            case "AddSubExpression":
+                left, right = self._value(node.left), self._value(node.right)
+                return left + right if node.operator.text == "+" else left - right
+            case "ComparisonExpression":
+                assert node.operator.text == "="
+                return self._value(node.left) == self._value(node.right)
+            case "FunctionExpression":
+                return self._call(node.function_name(), node.args)
+        raise NotImplementedError(type(node).__name__)
+
+    def _call(self, function: str, arguments: list[Any]) -> Any:
+        match function:
+            case "IF":
+                condition, then = map(self._value, arguments)
+                return then if condition else None
+            case "DIVIDE":
+                above, below = map(self._value, arguments)
+                return above / below if below else None
+            case "COUNTROWS":
+                return self._sql("count(*)", arguments[0].name.text.strip("'"))
+            case "SUM" | "MIN" | "MAX" | "DISTINCTCOUNTNOBLANK":
+                [column] = arguments
+                table, name = column.table.text.strip("'"), column.column.text.strip("[]")
+                source = PROJECT.columns[table, name].properties["sourceColumn"]
+                aggregate = "count(DISTINCT {})" if function == "DISTINCTCOUNTNOBLANK" else f"{function}({{}})"
+                return self._sql(aggregate.format(self._column(table, source)), table)
+        raise NotImplementedError(function)
+
+    @staticmethod
+    def _column(table: str, source: str) -> str:
+        if source.endswith("_millionths"):
+            return f"CAST(floor({source.removesuffix('_millionths')} * 1000000) AS BIGINT)"
+        if source.endswith("_remainder"):
+            money = source.removesuffix("_remainder")
+            return f"CAST(({money} - CAST(floor({money} * 1000000) AS DECIMAL(38,15)) * 0.000001) * 1000000000000000 AS BIGINT)"
+        hourly = {"requests": "1", "failed": "CAST(status_code >= 400 AS INTEGER)", "throttled": "CAST(status_code = 429 AS INTEGER)"}
+        return (hourly | {"files": "1"}).get(source, source) if table in ("Hourly usage", "Capture files") else source
+
+    def _sql(self, expression: str, table: str) -> Any:
+        [[value]] = self._db.execute(f"SELECT {expression} FROM {FACTS[table]}").fetchall()
+        return value if value is None or not isinstance(value, int) else Decimal(value)
+
+
+PRICES = """price_id,model,model_version,deployment_sku,region,service_tier,context_band,meter,unit_price,unit_tokens,currency,effective_from,effective_to,meter_id,source
+in-1,gpt-4o,*,*,*,*,*,input,2.503,1000000,USD,2024-01-01,,,test
+out-1,gpt-4o,*,*,*,*,*,output,10.000000007,1000000,USD,2024-01-01,,,test
+"""
+
+
+@pytest.fixture
+def bill(root: Path, aoai_usage: Run) -> tuple[Path, list[str]]:
+    """The published file of a small bill, and what `aoai-usage bill` prints as its total."""
+    (root / "reference/price_book.csv").write_text(PRICES)
+    (root / "reference/contract_prices.csv").write_text("price_id,discount,effective_from\nin-1,7.5,2026-01-01\n")
+    bodies = [seed_event(f"a{n}", DAY, chat(1_000_003 + n, 77 + n)) for n in range(9)]
+    bodies += [hub_event("b", DAY, 13, 7, 20), seed_event("c", DAY, None), seed_event("d", DAY, chat(5, 5), SubscriptionId="nobody"), b"[broken]"]
+    capture(root, DAY.replace(hour=1), *bodies, bodies[0])
+    code, out, _ = aoai_usage("bill", "--from", "2026-10-05", "--to", "2026-10-05")
+    assert code == 0
+    [total] = lines(out, "Total")
+    return root / "warehouse.duckdb", total
+
+
+def test_the_measures_are_what_the_bill_says(bill: tuple[Path, list[str]]) -> None:
+    path, total = bill
+    with duckdb.connect(str(path), read_only=True) as db:
+        measures = Evaluator(db)
+        cost = measures.measure("Cost")
+        assert [f"{measures.measure(name):,}" for name in ("Requests", "Prompt tokens", "Completion tokens")] == total[2:5]
+        assert f"{cost.normalize():f} USD" == total[5] and cost != round(cost, 4)
+        exact = db.execute("SELECT sum(list_cost), sum(contracted_cost) FROM daily_billing").fetchall()[0]
+        assert (measures.measure("List cost"), measures.measure("Contracted cost")) == exact and exact[0] > exact[1]
+        assert measures.measure("Discount") == exact[0] - exact[1] and measures.measure("Markup") == cost - exact[1] == 0
+        quality = db.execute("SELECT parsed, accepted, duplicates, no_usage, unallocated FROM daily_quality").fetchall()[0]
+        assert tuple(map(measures.measure, ("Events", "Accepted requests", "Duplicates", "No usage", "Unallocated"))) == quality == (13, 12, 1, 1, 1)
+        assert measures.measure("Requests per hour") == 12 and measures.measure("Tokens per hour") == measures.measure("Total tokens") > 9_000_000
+        assert measures.measure("Quarantined records") == measures.measure("Capture files read") == 1
+        assert measures.measure("Captured records") == 14 and round(measures.measure("Quarantine rate"), 6) == Decimal("0.071429")
+
+
+def test_costs_in_several_currencies_are_not_added_up(bill: tuple[Path, list[str]], tmp_path: Path) -> None:
+    with duckdb.connect(str(shutil.copy(bill[0], tmp_path / "copy.duckdb"))) as db:
+        assert Evaluator(db).measure("Cost") > 0
+        db.execute("UPDATE daily_billing SET currency = 'EUR' WHERE price_id = 'out-1'")
+        assert Evaluator(db).measure("Cost") is None
+
+
+def test_amounts_below_zero_and_above_a_billion_are_exact() -> None:
+    amounts = ["-0.000000000000001", "-0.07", "0.000000999999999", "1234567890123.000000000000001", "-1.000001"]
+    with duckdb.connect() as db:
+        db.execute("CREATE TABLE daily_billing AS SELECT CAST(unnest(?) AS DECIMAL(38,15)) AS cost, 'USD' AS currency", [amounts])
+        assert Evaluator(db).measure("Cost") == sum(map(Decimal, amounts))
+        least, most = db.execute(f"SELECT min(x), max(x) FROM (SELECT {Evaluator._column('', 'cost_remainder')} AS x FROM daily_billing)").fetchall()[
+            0
+        ]
+        assert least >= 0 and most < 10**9
+
+
+def query(name: str, day: str) -> str:
+    """The SQL that the source DuckDB sends for a table and the day of the bill."""
+    [text] = re.findall(r"Odbc\.Query\(DuckDbConnection, (.*)\)$", PROJECT.expressions["DuckDbRows"].value)
+    values = {"name": name, "day": day, "DayText(start)": "2026-10-05", "DayText(end)": "2026-10-06"}
+    return "".join(part[1:-1] if part.startswith('"') else values[part.strip()] for part in re.findall(r'"[^"]*"|[^&"]+', text) if part.strip())
+
+
+def test_the_duckdb_source_gives_every_column_as_exact_text(bill: tuple[Path, list[str]]) -> None:
+    capture_date = PROJECT.expressions["CaptureDateSql"].value.strip('"')
+    with duckdb.connect(str(bill[0]), read_only=True) as db:
+        for table, name in FACTS.items():
+            day = capture_date if "capture_date" in MADE[table] else "usage_date"
+            found = db.sql(query(name, day)).to_arrow_table()
+            assert set(found.column_names) == published(table).keys() | {"capture_date"}
+            assert found.num_rows == db.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] > 0
+            assert {str(field.type) for field in found.schema} <= {"string"}
+            assert set(found["capture_date"].to_pylist()) == {"2026-10-05"}
+        costs = db.sql(query("daily_billing", "usage_date")).to_arrow_table()["cost"].to_pylist()
+        assert sum(Decimal(c) for c in costs if c) == db.execute("SELECT sum(cost) FROM daily_billing").fetchall()[0][0]
+
+
+# --- report --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_visual_shows_what_the_model_has() -> None:
+    visuals = list(PROJECT.visuals())
+    assert len(visuals) > 100
+    for visual in visuals:
+        assert visual.fields or visual.type == "textbox", visual.file
+        for role, what, table, name in visual.fields:
+            if what == "Measure":
+                assert name in {m.name for m in PROJECT.tables[table].of("measure")}, visual.file
+            else:
+                assert what == "Column" and (table, name) in PROJECT.columns, visual.file
+                assert "isHidden" not in PROJECT.columns[table, name].properties, visual.file
+            if role in ("Y", "Y2"):
+                assert what == "Measure", visual.file
+
+
+def test_pages_are_there_and_have_what_they_promise() -> None:
+    pages = json.loads((PROJECT.report / "definition/pages/pages.json").read_text())["pageOrder"]
+    assert set(pages) == {file.parent.name for file in PROJECT.report.glob("definition/pages/*/page.json")}
+    text = (ROOT / "docs/power-bi.md").read_text()
+    for page in pages:
+        title = json.loads((PROJECT.report / f"definition/pages/{page}/page.json").read_text())["displayName"]
+        assert f"| **{title}** |" in text
+        shown = [v for v in PROJECT.visuals() if v.page == page]
+        assert any(v.type == "slicer" for v in shown) and any(v.type == "card" for v in shown)
+        if any("cost" in name.lower() and name in PROJECT.measures for v in shown for *_, name in v.fields):
+            assert {"Currency shown", "Currency"} <= {name for v in shown for *_, name in v.fields}, "costs of one currency, and it is named"
+    shown = {name for visual in PROJECT.visuals() for *_, name in visual.fields}
+    hidden = PROJECT.measures.keys() - shown
+    assert hidden <= {
+        "Captured bytes", "Captured records", "Capture files read", "Completion tokens per hour", "Contracted cost", "Cost previous month to date",
+        "Cost without corrections", "Events", "Last usage date", "Prompt tokens per hour", "Quarantine rate", "Requests without usage",
+        "Unallocated requests", "Unpriced requests", "Cached tokens", "Cache write tokens",
+    }  # fmt: skip
+
+
+def test_every_parameter_is_documented() -> None:
+    text = (ROOT / "docs/power-bi.md").read_text()
+    parameters = [name for name, expression in PROJECT.expressions.items() if "IsParameterQuery" in expression.value]
+    assert len(parameters) == 10
+    for name in parameters:
+        assert f"| `{name}` |" in text
+
+
+# --- Microsoft's own tools --------------------------------------------------------------------------------------------------------------
+
+
+def tool(name: str) -> Path:
+    found = TOOLS / name
+    if not found.exists():
+        pytest.fail("the Power BI tools are not installed: run `make test`, which installs them")
+    return found
+
+
+def node(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    program = ROOT / ".venv/bin/node"
+    return subprocess.run([str(program) if program.exists() else "node", *map(str, command)], capture_output=True, text=True, timeout=120, **options)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Callable[[str, str, str], Project]:
+    """A copy of the project with a text replaced in a file."""
+
+    def make(file: str, old: str, new: str) -> Project:
+        folder = tmp_path / "project"
+        shutil.copytree(FOLDER, folder, dirs_exist_ok=True)
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new, 1))
+        return Project(folder)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def read_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Project], subprocess.CompletedProcess[str]]:
+    if not (shutil.which("mcs") and shutil.which("mono")):
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)("mono is not installed: apt-get install mono-mcs (see .ci/run)")
+    libraries = tool("python_tabular/pytabular/dll")
+    program = tmp_path_factory.mktemp("mono") / "read_model.exe"
+    names = ("Microsoft.AnalysisServices.Tabular", "Microsoft.AnalysisServices.Core", "Microsoft.AnalysisServices")
+    source = Path(__file__).parent / "data/power_bi/read_model.cs"
+    subprocess.run(["mcs", f"-out:{program}", *(f"-r:{libraries / name}.dll" for name in names), str(source)], check=True, timeout=120)
+
+    def read(project: Project) -> subprocess.CompletedProcess[str]:
+        command = ["mono", str(program), str(project.model / "definition")]
+        return subprocess.run(command, env=os.environ | {"MONO_PATH": str(libraries)}, capture_output=True, text=True, timeout=120)
+
+    return read
+
+
+def understood(project: Project) -> set[tuple[str, ...]]:
+    """What `read_model.cs` prints of the project, as our own reader sees it."""
+    types = {"string": "String", "int64": "Int64", "double": "Double", "dateTime": "DateTime"}
+    found: set[tuple[str, ...]] = {(what, name) for what in ("table", "expression", "role") for name in project.of(what)}
+    found |= {("column", table, name, types[column.properties["dataType"]]) for (table, name), column in project.columns.items()}
+    found |= {("measure", table.name, measure.name) for table in project.tables.values() for measure in table.of("measure")}
+    found |= {("policy", table.name) for table in project.tables.values() if table.of("refreshPolicy")}
+    ends = [(o.properties["fromColumn"], o.properties["toColumn"]) for o in project.of("relationship").values()]
+    return found | {("relationship", *(re.match(r"'[^']+'|\w+", end)[0].strip("'") for end in pair)) for pair in ends}
+
+
+@pytest.mark.slow
+def test_microsofts_library_reads_the_model_as_we_do(read_model: Callable[[Project], subprocess.CompletedProcess[str]]) -> None:
+    read = read_model(PROJECT)
+    assert read.returncode == 0, read.stderr
+    assert {tuple(line.split("\t")) for line in read.stdout.splitlines()} == understood(PROJECT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "old", "new", "fault"), [
+    ("relationships.tmdl", "toColumn: Meter.Meter", "toColumn: Meter.Metre", "ToColumn"),
+    ("tables/Payer.tmdl", "dataType: string", "dataType: text", "dataType"),
+    ("tables/Date.tmdl", "summarizeBy: none", "sumarizeBy: none", "sumarizeBy"),
+    ("tables/Meter.tmdl", "\tcolumn Kind", "\t  column Kind", "ndent"),
+])  # fmt: skip
+def test_microsofts_library_refuses_a_broken_model(read_model: Any, copy: Any, file: str, old: str, new: str, fault: str) -> None:
+    read = read_model(copy(f"aoai-usage.SemanticModel/definition/{file}", old, new))
+    assert read.returncode == 1 and fault in read.stderr, read.stderr
+
+
+def m_faults(expressions: dict[str, str]) -> dict[str, str]:
+    tool("node_modules/@microsoft/powerquery-parser")
+    read = node(Path(__file__).parent / "data/power_bi/read_m.js", TOOLS, input=json.dumps(expressions))
+    assert read.returncode == 0, read.stderr
+    return json.loads(read.stdout)
+
+
+@pytest.mark.slow
+def test_microsofts_parser_reads_every_m_expression() -> None:
+    expressions = PROJECT.m()
+    assert len(expressions) > 30 and m_faults(expressions) == {}
+    broken = {name: f"{text})" for name, text in expressions.items()}
+    assert m_faults(broken).keys() == broken.keys()
+
+
+def validated(project: Project) -> dict[str, Any]:
+    program = tool("node_modules/@microsoft/powerbi-report-authoring-cli/dist/cli.js")
+    return json.loads(node(program, "validate", project.report, "--no-schema").stdout)["data"]
+
+
+@pytest.mark.slow
+def test_microsofts_validator_accepts_the_report() -> None:
+    assert (found := validated(PROJECT))["result"] == "succeeded", found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("old", "new", "fault"), [
+    ('"visualType": "pieChart"', '"visualType": "cakeChart"', "PBIR_VISUAL_TYPE_UNKNOWN"),
+    ('"Category": {', '"Categories": {', "PBIR_"),
+    ('"name": "cost-by-model"', '"nom": "cost-by-model"', "PBIR_"),
+])  # fmt: skip
+def test_microsofts_validator_refuses_a_broken_report(copy: Any, old: str, new: str, fault: str) -> None:
+    found = validated(copy("aoai-usage.Report/definition/pages/costs/visuals/cost-by-model/visual.json", old, new))
+    assert found["result"] != "succeeded" and any(code.startswith(fault) for code in found["diagnostics"]), found
