@@ -1,0 +1,339 @@
+"""What is sent to Application Insights, what never is, and that without the connection string there is nothing of it."""
+
+import datetime as dt
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from aoai_usage_pipeline.definitions import build_defs
+from aoai_usage_pipeline.defs.telemetry import METRICS, sender
+from aoai_usage_pipeline.settings import Settings, SettingsError
+from aoai_usage_pipeline_tests.application_insights_server import ApplicationInsights, serving
+from aoai_usage_pipeline_tests.conftest import _ACCOUNT, _KEY, ROOT
+from aoai_usage_pipeline_tests.support import DAY, PRICE_BOOK, Captured, blob_name, capture_file, chat, put, reference, seed_event
+
+STRING = "InstrumentationKey=11111111-2222-3333-4444-555555555555;IngestionEndpoint=http://127.0.0.1:9/"
+NAME = "APPLICATIONINSIGHTS_CONNECTION_STRING"
+HOUR = dt.timedelta(hours=1)
+
+
+# --- the setting ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "11111111-2222-3333-4444-555555555555",
+        "InstrumentationKey=11111111-2222-3333-4444-555555555555",
+        "IngestionEndpoint=https://westeurope-5.in.applicationinsights.azure.com/",
+        "InstrumentationKey=s3cret;IngestionEndpoint=https://westeurope-5.in.applicationinsights.azure.com/",
+        "InstrumentationKey=11111111-2222-3333-4444-555555555555;IngestionEndpoint=http://example.com/",
+    ],
+)
+def test_what_is_no_connection_string_is_refused_without_being_shown(text: str) -> None:
+    with pytest.raises(SettingsError, match=NAME) as error:
+        Settings.from_env({NAME: text})
+    assert text not in str(error.value)
+
+
+def test_the_connection_string_is_not_in_the_representation_of_the_settings() -> None:
+    settings = Settings.from_env({NAME: STRING})
+    assert settings.applicationinsights_connection_string == STRING
+    assert "1111" not in repr(settings)
+
+
+def test_without_the_extra_the_setting_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    with pytest.raises(SettingsError, match=re.escape("pip install 'aoai-usage-pipeline[monitor]'")):
+        Settings.from_env({NAME: STRING})
+    assert Settings.from_env({}).applicationinsights_connection_string is None
+
+
+def test_the_sensor_that_measures_is_there_only_with_the_setting() -> None:
+    assert "pipeline_health" not in {sensor.name for sensor in build_defs().sensors or []}
+    assert "pipeline_health" in {sensor.name for sensor in build_defs(applicationinsights_connection_string=STRING).sensors or []}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "azure"),
+    [
+        ("https://westeurope-5.in.applicationinsights.azure.com/", True),
+        ("https://usgovvirginia-1.in.applicationinsights.azure.us/", True),
+        ("https://dc.services.visualstudio.com", True),
+        ("https://applicationinsights.azure.com.example.org/", False),
+        ("http://127.0.0.1:9/", False),
+    ],
+)
+def test_azure_is_signed_in_to_and_nobody_else(endpoint: str, azure: bool) -> None:
+    assert sender.is_azure(endpoint) is azure
+
+
+# --- names ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_workbook_and_alerts_ask_for_what_is_sent() -> None:
+    workbook, alerts = (ROOT / "infra/workbook.json").read_text(), (ROOT / "infra/modules/alerts.bicep").read_text()
+    asked = set(re.findall(r"'(aoai\.[a-z.]+)'", workbook + alerts))
+    assert asked == set(METRICS)
+    queries = [item["content"]["query"] for item in json.loads(workbook)["items"] if item["type"] == 3]
+    names = {found for query in queries for found in re.findall(r"(?:name|message) startswith '(\w+) '", query)}
+    assert names == {"run", "tick", "step", "check"}
+    dimensions = {found for query in [*queries, alerts] for found in re.findall(r"customDimensions\.(\w+)", query)}
+    measured = {"usage_date", "currency", "table", "job"}  # the attributes of metrics; the test of a real run sees them
+    assert dimensions <= sender._ATTRIBUTES | measured
+
+
+def test_the_page_names_everything_that_is_sent() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text()
+    for name, (unit, text) in METRICS.items():
+        assert f"| `{name}` | {unit} | {text}" in page
+
+
+# --- the gate -------------------------------------------------------------------------------------------------------------------
+
+
+def through_the_gate(*spans: Any) -> list[Any]:
+    exported = InMemorySpanExporter()
+    sender._Gate(exported).export(spans)
+    return list(exported.get_finished_spans())
+
+
+def ended(name: str, kind: trace.SpanKind, attributes: dict[str, Any], error: Exception | None = None) -> Any:
+    provider, made = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(made))
+    span = provider.get_tracer("azure").start_span(name, kind=kind, attributes=attributes)
+    if error:
+        span.record_exception(error)
+        span.set_status(trace.StatusCode.ERROR, str(error))
+    span.add_event("check no_overlaps", {"passed": "False", "rows": "s3cret"})
+    span.end()
+    return made.get_finished_spans()[0]
+
+
+def test_only_known_attributes_leave_and_addresses_lose_what_signs_them() -> None:
+    url = "https://user:s3cret@a.blob.core.windows.net/lake/x.json?sv=2022&sig=s3cret#s3cret"
+    planted = {"url.full": url, "http.request.method": "GET", "Authorization": "Bearer s3cret", "http.url": url, "db.statement": "s3cret"}
+    [span] = through_the_gate(ended("GET", trace.SpanKind.CLIENT, planted, ValueError("the body was s3cret")))
+    assert span.attributes == {"url.full": "https://a.blob.core.windows.net/lake/x.json", "http.request.method": "GET"}
+    assert [(event.name, dict(event.attributes)) for event in span.events] == [("check no_overlaps", {"passed": "False"})]
+    assert "s3cret" not in span.to_json()
+    assert not span.status.is_ok
+
+
+def test_of_many_calls_of_a_run_the_first_and_the_failed_ones_are_sent() -> None:
+    provider, made = TracerProvider(), InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(made))
+    tracer = provider.get_tracer("azure")
+    with tracer.start_as_current_span("run"):
+        for n in range(sender.CALLS_PER_TRACE + 50):
+            tracer.start_span("GET", kind=trace.SpanKind.CLIENT, attributes={"error.type": "503"} if n % 25 == 24 else {}).end()
+    kept = through_the_gate(*made.get_finished_spans())
+    assert len([span for span in kept if span.kind == trace.SpanKind.CLIENT]) == sender.CALLS_PER_TRACE + 2
+    assert len([span for span in kept if span.kind == trace.SpanKind.INTERNAL]) == 1
+
+
+def test_complaints_of_the_libraries_are_told_once_and_without_what_they_show(caplog: pytest.LogCaptureFixture) -> None:
+    handler = sender._Once()
+    for n in range(3):
+        handler.handle(logging.LogRecord("azure", logging.ERROR, "", 0, "Data drop %s: %s", (n, "s3cret"), None))
+    assert [record.getMessage() for record in caplog.records] == ["telemetry is not sent: Data drop %s: %s"]
+
+
+# --- a real run -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def insights() -> Iterator[ApplicationInsights]:
+    with serving() as server:
+        yield server
+
+
+def environment(root: Path, capture_url: str, lake_url: str, **others: str) -> dict[str, str]:
+    """A process's environment: an installation below `root`, and nothing of this process's settings."""
+    (root / "home").mkdir(exist_ok=True)
+    (root / "home/dagster.yaml").write_text("telemetry: {enabled: false}\n")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("AOAI_", "AZURE_", "APPLICATIONINSIGHTS_", "OTEL_"))}
+    settings = {"CAPTURE_URL": capture_url, "LAKE_URL": lake_url, "WAREHOUSE_PATH": str(root / "warehouse.duckdb")}
+    settings |= {"REFERENCE_DIR": str(root / "reference"), "START_DATE": "2026-10-01"}
+    paths = {"DAGSTER_HOME": str(root / "home"), "PYTHONPATH": str(ROOT)}
+    return clean | {f"AOAI_{name}": value for name, value in settings.items()} | paths | others
+
+
+def run(root: Path, env: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *command], env=env, cwd=root, capture_output=True, text=True, timeout=240)
+
+
+def bill(root: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return run(root, env, "-m", "aoai_usage_pipeline.cli", "bill", "--from", "2026-10-05", "--to", "2026-10-06")
+
+
+def one_event(capture_url: str, connection_string: str | None = None, prompt: str = "hello") -> None:
+    at = DAY + HOUR
+    event = seed_event("r1", at, chat(10, 5), Prompt=[{"role": "user", "content": prompt}])
+    put(capture_url, blob_name(at), capture_file([Captured(event, at, 1)]), connection_string)
+
+
+def spans_by_id(insights: ApplicationInsights) -> dict[str, dict[str, Any]]:
+    return {span["id"]: span for kind in ("RequestData", "RemoteDependencyData") for span in insights.data(kind)}
+
+
+@pytest.mark.slow
+def test_a_run_is_one_trace_with_its_steps_checks_and_azure_calls_and_nothing_secret(
+    tmp_path: Path, azurite: tuple[str, str], insights: ApplicationInsights
+) -> None:
+    endpoint, connection_string = azurite
+    one_event(f"{endpoint}/telemetry-capture", connection_string, prompt="pr0mpt-s3cret")
+    reference(tmp_path / "reference")
+    signature = generate_account_sas(
+        _ACCOUNT, _KEY, ResourceTypes(service=True, container=True, object=True),
+        AccountSasPermissions(read=True, write=True, delete=True, list=True, add=True, create=True), dt.datetime.now(dt.UTC) + HOUR,
+    )  # fmt: skip
+    env = environment(
+        tmp_path, f"{endpoint}/telemetry-capture", f"{endpoint}/telemetry-lake", AOAI_HASH_KEY="h4sh-s3cret",
+        AZURE_STORAGE_CONNECTION_STRING=f"BlobEndpoint={endpoint};SharedAccessSignature={signature}",
+        **{NAME: insights.connection_string},
+    )  # fmt: skip
+    done = bill(tmp_path, env)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    spans = spans_by_id(insights)
+    assert [span["name"] for span in insights.data("RequestData")] == ["run ingest", "run bill"]
+    assert all(span["success"] for span in insights.data("RequestData"))
+    steps = [span for span in spans.values() if span["name"].startswith("step ")]
+    assert {"step raw_events", "step raw_events_checks", "step enriched_usage", "step daily_tables", "step usage_warehouse"} <= {
+        s["name"] for s in steps
+    }
+    calls = [span for span in spans.values() if span.get("type") == "HTTP"]
+    assert len(calls) > 20 and len(spans) == len(steps) + len(calls) + 2
+    for span in steps:
+        assert spans[span["tags"]["ai.operation.parentId"]]["name"] in ("run ingest", "run bill")
+    for span in calls:
+        parent = spans[span["tags"]["ai.operation.parentId"]]
+        assert parent["name"].startswith(("step ", "run ")) and parent["tags"]["ai.operation.id"] == span["tags"]["ai.operation.id"]
+    # worker threads: the capture file is read by the engine's, the daily tables are loaded by a pool
+    assert any(
+        "/telemetry-capture/ns/hub/" in span["data"] and spans[span["tags"]["ai.operation.parentId"]]["name"] == "step raw_events" for span in calls
+    )
+    checks = {event["message"]: event for event in insights.data("MessageData")}
+    assert checks["check no_unreadable_files"]["properties"]["passed"] == "True"
+    assert spans[checks["check token_coverage"]["tags"]["ai.operation.parentId"]]["name"] == "step enriched_usage_checks"
+
+    assert insights.metrics("aoai.ingest.events") == [(1, {})]
+    assert [value > 0 for value, _ in insights.metrics("aoai.ingest.rate")] == [True]
+    assert insights.metrics("aoai.coverage") == [(1.0, {"usage_date": "2026-10-05"})]
+    assert insights.metrics("aoai.unpriced.requests") == [(0, {"usage_date": "2026-10-05"})]
+    assert insights.metrics("aoai.cost") == [(0.000075, {"usage_date": "2026-10-05", "currency": "USD"})]
+    assert [where for _, where in insights.metrics("aoai.run.duration")] == [{"job": job, "outcome": "success"} for job in ("ingest", "bill")]
+    assert {(value, where["table"]) for value, where in insights.metrics("aoai.held.days")} == {
+        (0, "raw_events"), (0, "enriched_usage"), (0, "daily_billing"),
+    }  # fmt: skip
+
+    sent = "\n".join(insights.raw) + done.stdout + done.stderr
+    for secret in ("s3cret", "sig=", signature, _KEY, "hello", "Authorization: Bearer", "203.0.113.24"):
+        assert secret not in sent, secret
+    assert insights.instrumentation_key not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_a_held_day_is_a_failed_run_with_its_step(tmp_path: Path, insights: ApplicationInsights) -> None:
+    one_event(str(tmp_path / "capture"))
+    book = PRICE_BOOK.replace("out-1,gpt-4o,*,*,*,*,*,output,10.00,1000000,USD", "out-1,gpt-4o,*,*,*,*,*,output,10.00,1000000,EUR")
+    assert book != PRICE_BOOK
+    reference(tmp_path / "reference", book)
+    done = bill(tmp_path, environment(tmp_path, str(tmp_path / "capture"), str(tmp_path / "lake"), **{NAME: insights.connection_string}))
+    assert done.returncode == 1
+    runs = {span["name"]: span for span in insights.data("RequestData")}
+    assert runs["run ingest"]["success"] and not runs["run bill"]["success"]
+    assert runs["run bill"]["properties"]["error"] == "Failure"
+    failed = [span["name"] for span in insights.data("RemoteDependencyData") if not span["success"]]
+    assert failed == ["step enriched_usage_checks"]
+    [check] = [event for event in insights.data("MessageData") if event["message"] == "check tokens_enriched_equal_raw"]
+    assert check["properties"]["passed"] == "False" and check["properties"]["days"] == "2026-10-05"
+    assert (1, {"table": "enriched_usage"}) in insights.metrics("aoai.held.days")
+    assert (insights.metrics("aoai.run.duration")[-1][1]) == {"job": "bill", "outcome": "failure"}
+
+
+@pytest.mark.slow
+def test_an_endpoint_that_never_answers_neither_fails_nor_holds_up_a_run(tmp_path: Path, insights: ApplicationInsights) -> None:
+    one_event(str(tmp_path / "capture"))
+    reference(tmp_path / "reference")
+    started = time.monotonic()
+    done = bill(tmp_path, environment(tmp_path, str(tmp_path / "capture"), str(tmp_path / "lake-1")))
+    without = time.monotonic() - started
+    insights.silent.set()
+    started = time.monotonic()
+    silent = bill(tmp_path, environment(tmp_path, str(tmp_path / "capture"), str(tmp_path / "lake-2"), **{NAME: insights.connection_string}))
+    assert (done.returncode, silent.returncode) == (0, 0), silent.stderr
+    # two runs, each of which waits for its flush once; the rest is the imports and a slow machine
+    assert time.monotonic() - started < without + 2 * sender.FLUSH_SECONDS + 15
+    assert insights.envelopes == []
+
+
+TICKS = """
+import contextlib, sys
+import dagster as dg
+from aoai_usage_pipeline.definitions import build_defs
+from aoai_usage_pipeline.defs.telemetry import sender
+from aoai_usage_pipeline.settings import Settings
+defs = build_defs()
+with dg.DagsterInstance.get() as instance:
+    for name, cursor in (("capture_files", None), ("pipeline_health", "1")):
+        with dg.build_sensor_context(instance=instance, cursor=cursor, resources=defs.resources) as context:
+            with contextlib.suppress(Exception):
+                defs.resolve_sensor_def(name).evaluate_tick(context)
+sender.sender(Settings.from_env().applicationinsights_connection_string).flush()
+"""
+
+
+@pytest.mark.slow
+def test_ticks_are_traces_and_the_health_sensor_counts_failed_runs_and_held_days(tmp_path: Path, insights: ApplicationInsights) -> None:
+    one_event(str(tmp_path / "capture"))
+    reference(tmp_path / "reference", PRICE_BOOK.replace("output,10.00,1000000,USD", "output,10.00,1000000,EUR"))
+    env = environment(tmp_path, str(tmp_path / "capture"), str(tmp_path / "lake"))
+    assert bill(tmp_path, env).returncode == 1 and insights.raw == []
+    done = run(tmp_path, env | {NAME: insights.connection_string}, "-c", TICKS)
+    assert done.returncode == 0, done.stderr
+    ticks = {span["name"]: span for span in insights.data("RequestData")}
+    assert set(ticks) == {"tick capture_files", "tick pipeline_health"} and all(tick["success"] for tick in ticks.values())
+    assert ticks["tick capture_files"]["properties"]["runs_requested"] == "1"
+    assert insights.metrics("aoai.runs.failed") == [(1, {"job": "bill"})]
+    assert insights.metrics("aoai.held.days") == [(0, {"table": "raw_events"}), (1, {"table": "enriched_usage"}), (0, {"table": "daily_billing"})]
+
+    shutil.rmtree(tmp_path / "capture")
+    insights.envelopes.clear()
+    assert run(tmp_path, env | {NAME: insights.connection_string}, "-c", TICKS).returncode == 0
+    outcomes = {span["name"]: (span["success"], span["properties"].get("error")) for span in insights.data("RequestData")}
+    assert outcomes == {"tick capture_files": (False, "StorageError"), "tick pipeline_health": (True, None)}
+
+
+@pytest.mark.slow
+def test_without_the_setting_nothing_of_opentelemetry_is_imported(tmp_path: Path) -> None:
+    one_event(str(tmp_path / "capture"))
+    reference(tmp_path / "reference")
+    program = """
+import sys
+from aoai_usage_pipeline.cli import main
+code = main(["bill", "--from", "2026-10-05", "--to", "2026-10-05"])
+print([name for name in sys.modules if name.startswith(("opentelemetry", "azure.monitor", "psutil")) or name.endswith("telemetry.sender")], code)
+"""
+    done = run(tmp_path, environment(tmp_path, str(tmp_path / "capture"), str(tmp_path / "lake")), "-c", program)
+    assert done.stdout.splitlines()[-1] == "[] 0", done.stdout + done.stderr
