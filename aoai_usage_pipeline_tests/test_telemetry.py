@@ -1,5 +1,6 @@
 """What is sent to Application Insights, what never is, and that without the connection string there is nothing of it."""
 
+import contextlib
 import datetime as dt
 import importlib.metadata
 import json
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
 from opentelemetry import trace
@@ -22,11 +24,16 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from aoai_usage_pipeline.definitions import build_defs
+from aoai_usage_pipeline.defs import telemetry
 from aoai_usage_pipeline.defs.telemetry import METRICS, sender
+from aoai_usage_pipeline.hub.client import Partition
+from aoai_usage_pipeline.pipeline import Pipeline
+from aoai_usage_pipeline.reconcile.hub import Completeness
 from aoai_usage_pipeline.settings import Settings, SettingsError
+from aoai_usage_pipeline.storage import StorageError
 from aoai_usage_pipeline_tests.application_insights_server import ApplicationInsights, serving
 from aoai_usage_pipeline_tests.conftest import _ACCOUNT, _KEY, ROOT
-from aoai_usage_pipeline_tests.support import DAY, PRICE_BOOK, Captured, blob_name, capture_file, chat, put, reference, seed_event
+from aoai_usage_pipeline_tests.support import DAY, PRICE_BOOK, Captured, blob_name, capture_file, chat, installation, put, reference, seed_event
 
 STRING = "InstrumentationKey=11111111-2222-3333-4444-555555555555;IngestionEndpoint=http://127.0.0.1:9/"
 NAME = "APPLICATIONINSIGHTS_CONNECTION_STRING"
@@ -156,6 +163,51 @@ def test_complaints_of_the_libraries_are_told_once_and_without_what_they_show(ca
     for n in range(3):
         handler.handle(logging.LogRecord("azure", logging.ERROR, "", 0, "Data drop %s: %s", (n, "s3cret"), None))
     assert [record.getMessage() for record in caplog.records] == ["telemetry is not sent: Data drop %s: %s"]
+
+
+# --- the sensor that measures ---------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+    """Stands for the sender: what was recorded, by name."""
+
+    def __init__(self) -> None:
+        self.recorded: dict[str, list[float]] = {}
+
+    def record(self, name: str, value: float, **attributes: str) -> None:
+        self.recorded.setdefault(name, []).append(value)
+
+    @contextlib.contextmanager
+    def tick(self, name: str) -> Iterator[trace.Span]:
+        yield trace.INVALID_SPAN
+
+
+def measure(monkeypatch: pytest.MonkeyPatch, pipeline: Pipeline) -> dict[str, list[float]]:
+    recorder = Recorder()
+    monkeypatch.setattr(telemetry, "_sender", lambda pipeline: recorder)
+    sensor = telemetry.build_sensor(dg.DefaultSensorStatus.STOPPED)
+    with dg.DagsterInstance.ephemeral() as instance, contextlib.suppress(StorageError):
+        sensor.evaluate_tick(dg.build_sensor_context(instance=instance, resources={"pipeline": pipeline}))
+    return recorder.recorded
+
+
+def test_capture_lag_is_that_of_all_partitions_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = installation(tmp_path)
+    partitions = [Completeness(Partition(str(n), 0, 99, None), 50, 30 + n, 51, 7 + n, n, False, "overdue") for n in range(2)]
+    monkeypatch.setattr(pipeline, "completeness", lambda: partitions)
+    assert measure(monkeypatch, pipeline) == {
+        "aoai.capture.lag.events": [61], "aoai.capture.lag.minutes": [8], "aoai.capture.lost.events": [1],
+        "aoai.held.days": [0, 0, 0], "aoai.runs.failed": [0],
+    }  # fmt: skip
+
+
+def test_a_hub_that_cannot_be_asked_gives_no_sign_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise StorageError("no network")
+
+    pipeline = installation(tmp_path)
+    monkeypatch.setattr(pipeline, "completeness", refuse)
+    assert measure(monkeypatch, pipeline) == {}
 
 
 # --- a real run -----------------------------------------------------------------------------------------------------------------
@@ -315,7 +367,7 @@ def test_ticks_are_traces_and_the_health_sensor_counts_failed_runs_and_held_days
     ticks = {span["name"]: span for span in insights.data("RequestData")}
     assert set(ticks) == {"tick capture_files", "tick pipeline_health"} and all(tick["success"] for tick in ticks.values())
     assert ticks["tick capture_files"]["properties"]["runs_requested"] == "1"
-    assert insights.metrics("aoai.runs.failed") == [(1, {"job": "bill"})]
+    assert sorted(insights.metrics("aoai.runs.failed"), key=str) == [(0, {}), (1, {"job": "bill"})]
     assert insights.metrics("aoai.held.days") == [(0, {"table": "raw_events"}), (1, {"table": "enriched_usage"}), (0, {"table": "daily_billing"})]
 
     shutil.rmtree(tmp_path / "capture")

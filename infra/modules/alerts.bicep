@@ -76,7 +76,7 @@ customMetrics
 )
 | union (
     customMetrics
-    | where name == 'aoai.held.days'
+    | where name == 'aoai.runs.failed'
     | summarize amount = count()
     | where amount == 0
     | project what = 'no telemetry', amount = 1.0
@@ -109,7 +109,7 @@ var rules = [
   }
   {
     name: 'capture-lags'
-    text: 'Events are in the hub and not yet in an ingested file for too long, or were lost, or the pipeline has sent nothing for 30 minutes.'
+    text: 'Events are in the hub and not yet in an ingested file for too long, or were lost, or nothing was measured for 30 minutes.'
     severity: 1
     query: replace(lagsQuery, 'MAX_LAG_MINUTES', string(maxLagMinutes))
     every: 'PT5M'

@@ -39,6 +39,7 @@ RUN, TICK, STEP, CHECK = "run", "tick", "step", "check"
 """What the names of spans begin with: `run bill`, `tick capture_files`, `step raw_events`; checks are events of a step's span."""
 
 HEALTH_SECONDS = 300
+MAX_RUNS = 1000
 MAX_DAYS = 62
 """Of a run over more days, the figures of the newest are sent."""
 
@@ -80,7 +81,7 @@ def tick(function: _Function) -> _Function:
 
 
 def build_sensor(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
-    """The sensor `pipeline_health`: measures what changes without a run. That it sends every five minutes is the sign of life."""
+    """The sensor `pipeline_health`: measures what changes without a run. That it counts failed runs, even none, is the sign of life."""
 
     @dg.sensor(
         name="pipeline_health",
@@ -92,13 +93,16 @@ def build_sensor(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
     def pipeline_health(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SensorResult:
         now = time.time()
         if sender := _sender(pipeline):
-            since = dt.datetime.fromtimestamp(float(context.cursor or now), dt.UTC)
-            failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since)
-            for record in context.instance.get_run_records(failed, limit=1000):
-                sender.record("aoai.runs.failed", 1, job=record.dagster_run.job_name)
-            _record_held(sender, pipeline)
+            # what may fail comes first: a tick that cannot measure sends no sign of life, and the next one counts the same runs
             if found := pipeline.completeness():
                 _record_lag(sender, sum(p.missing for p in found), max(p.minutes for p in found), sum(p.lost for p in found))
+            _record_held(sender, pipeline)
+            since, until = (dt.datetime.fromtimestamp(at, dt.UTC) for at in (float(context.cursor or now), now))
+            failed = dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE], updated_after=since, updated_before=until)
+            records = context.instance.get_run_records(failed, limit=MAX_RUNS)
+            sender.record("aoai.runs.failed", 0)
+            for record in records:
+                sender.record("aoai.runs.failed", 1, job=record.dagster_run.job_name)
         return dg.SensorResult(cursor=str(now), skip_reason="measured")
 
     return pipeline_health
