@@ -174,5 +174,8 @@ resource alerts 'Microsoft.Insights/scheduledQueryRules@2022-06-15' = [
   }
 ]
 
+@description('Name of the action group.')
 output name string = actionGroup.name
+
+@description('Resource id of the action group.')
 output id string = actionGroup.id

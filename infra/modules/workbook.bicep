@@ -26,5 +26,8 @@ resource workbook 'Microsoft.Insights/workbooks@2022-04-01' = {
   }
 }
 
+@description('Name of the workbook, a UUID.')
 output name string = workbook.name
+
+@description('Resource id of the workbook.')
 output id string = workbook.id

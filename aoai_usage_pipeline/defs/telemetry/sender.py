@@ -28,10 +28,11 @@ from aoai_usage_pipeline.settings import ingestion_endpoint
 
 FLUSH_SECONDS = 5.0
 """How long the end of a run waits for the last of its telemetry."""
-CALLS_PER_TRACE = 500
-"""Azure calls of one run or tick that are sent; failed ones always are."""
+CALLS_PER_RUN, CALLS_PER_TICK = 500, 5
+"""Azure calls of one run or tick that are sent; failed ones always are. A tick may make hundreds, every minute."""
 
 _AZURE = re.compile(r"\.applicationinsights\.azure\.(com|us|cn)$|\.services\.visualstudio\.com$")
+_TRACES = 64  # that are remembered at once
 _COUNTED = {"aoai.ingest.events", "aoai.runs.failed"}
 _DURATIONS = {"aoai.run.duration"}
 _ATTRIBUTES = {
@@ -69,7 +70,8 @@ class Sender:
         resource = Resource({"service.name": "aoai-usage-pipeline", "service.instance.id": socket.gethostname()})
         # no hooks at exit: a run flushes when it ends, and what cannot be sent by then does not hold up the process
         self._tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
-        self._tracers.add_span_processor(BatchSpanProcessor(_Gate(AzureMonitorTraceExporter(**options, tracer_provider=self._tracers))))
+        self._gate = _Gate(AzureMonitorTraceExporter(**options, tracer_provider=self._tracers))
+        self._tracers.add_span_processor(BatchSpanProcessor(self._gate))
         reader = PeriodicExportingMetricReader(_Changes(AzureMonitorMetricExporter(**options)), export_interval_millis=60_000)
         self._meters = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
         self._tracer, meter = self._tracers.get_tracer("aoai_usage_pipeline"), self._meters.get_meter("aoai_usage_pipeline")
@@ -93,6 +95,7 @@ class Sender:
         with self._tracer.start_as_current_span(
             name, context=otel.Context(), kind=_REQUEST, record_exception=False, set_status_on_exception=False
         ) as span:
+            self._gate.allow(span.get_span_context().trace_id, CALLS_PER_TICK)
             self.open[span] = otel.get_current()
             try:
                 yield span
@@ -186,7 +189,14 @@ class _Gate(SpanExporter):
 
     def __init__(self, exporter: SpanExporter) -> None:
         self._exporter = exporter
-        self._calls: collections.OrderedDict[int, int] = collections.OrderedDict()
+        self._left: collections.OrderedDict[int, int] = collections.OrderedDict()
+
+    def allow(self, trace_id: int, calls: int) -> None:
+        """How many calls of a trace may still leave."""
+        self._left.pop(trace_id, None)
+        self._left[trace_id] = calls
+        if len(self._left) > _TRACES:
+            self._left.popitem(last=False)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         kept = [_clean(span) for span in spans if self._within_limit(span)]
@@ -195,10 +205,9 @@ class _Gate(SpanExporter):
     def _within_limit(self, span: ReadableSpan) -> bool:
         if span.kind != trace.SpanKind.CLIENT or not span.context:
             return True
-        number = self._calls[span.context.trace_id] = self._calls.pop(span.context.trace_id, 0) + 1
-        if len(self._calls) > 64:
-            self._calls.popitem(last=False)
-        return number <= CALLS_PER_TRACE or "error.type" in (span.attributes or {})
+        left = self._left.get(span.context.trace_id, CALLS_PER_RUN)
+        self.allow(span.context.trace_id, left - 1)
+        return left > 0 or _refused(span)
 
     def shutdown(self) -> None:
         self._exporter.shutdown()
@@ -233,11 +242,16 @@ def _clean(span: ReadableSpan) -> ReadableSpan:
         attributes=_allowed(span.attributes),
         events=[type(event)(event.name, _allowed(event.attributes), event.timestamp) for event in span.events if event.name.startswith(f"{CHECK} ")],
         kind=span.kind,
-        status=trace.Status(span.status.status_code),
+        status=trace.Status(trace.StatusCode.ERROR if _refused(span) else span.status.status_code),
         start_time=span.start_time,
         end_time=span.end_time,
         instrumentation_scope=span.instrumentation_scope,
     )
+
+
+def _refused(span: ReadableSpan) -> bool:
+    """Whether a call failed. That an object does not exist, or was replaced by another run, is an answer like any other."""
+    return (span.attributes or {}).get("error.type") not in (None, "404", "409", "412")
 
 
 def _allowed(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
