@@ -2,8 +2,8 @@
 
 import dagster as dg
 
-from aoai_usage_pipeline.defs import billing, capture, cosmos, hub, publish, usage
-from aoai_usage_pipeline.defs.common import daily
+from aoai_usage_pipeline.defs import billing, capture, cosmos, hub, publish, telemetry, usage
+from aoai_usage_pipeline.defs.common import daily, with_freshness
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings
 
@@ -21,16 +21,20 @@ def build_defs(**overrides: object) -> dg.Definitions:
     documents, documents_checks = cosmos.build(partitions)
     sensor_status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
     schedule_status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
+    assets = [hub.drained_events, *(assets for assets, _ in stages), publish.usage_warehouse, *documents]
     return dg.Definitions(
-        assets=[hub.drained_events, *(assets for assets, _ in stages), publish.usage_warehouse, *documents],
+        assets=with_freshness(assets, drained=pipeline.settings.drain == "on"),
         asset_checks=[*(checks for _, checks in stages), documents_checks, hub.capture_is_complete],
         jobs=[ingest, bill, daily_run, drain],
-        sensors=[capture.build_sensor(ingest, bill, daily_run, start_date, sensor_status)],
+        sensors=[
+            capture.build_sensor(ingest, bill, daily_run, start_date, sensor_status),
+            *([telemetry.build_sensor(sensor_status)] if pipeline.settings.applicationinsights_connection_string else []),
+        ],
         schedules=[
             billing.build_schedule(daily_run, start_date, schedule_status),
             *([hub.build_schedule(drain, schedule_status)] if pipeline.settings.drain == "on" else []),
         ],
-        resources={"pipeline": pipeline},
+        resources={"pipeline": telemetry.of_runs(pipeline)},
         executor=dg.in_process_executor,
     )
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.publish.cosmos import Cosmos, Published
     from aoai_usage_pipeline.reconcile.hub import Completeness
     from aoai_usage_pipeline.reconcile.replay import Verification
+    from aoai_usage_pipeline.reconcile.usage import DayFigures
     from aoai_usage_pipeline.reference import Reference
     from aoai_usage_pipeline.reference.versions import ReferenceVersions
     from aoai_usage_pipeline.storage import ObjectStore
@@ -473,6 +474,12 @@ class Pipeline:
         from aoai_usage_pipeline.lake.held import Held
 
         return {table: reasons for table in ("raw_events", "enriched_usage", "daily_billing") if (reasons := Held(self.lake, table).reasons())}
+
+    def figures(self, days: Sequence[dt.date]) -> "list[DayFigures]":
+        """Coverage, unpriced requests and cost of usage dates, as they are in the lake."""
+        from aoai_usage_pipeline.reconcile.usage import figures
+
+        return figures(self.lake, days)
 
     def stale_usage_dates(self) -> dict[dt.date, str]:
         """Usage dates whose enriched usage or daily tables differ from what they would be made from, with the digest of that."""

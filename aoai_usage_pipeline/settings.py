@@ -2,9 +2,11 @@
 
 import dataclasses
 import datetime as dt
+import importlib.metadata
 import importlib.util
 import os
 import re
+import urllib.parse
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -12,6 +14,12 @@ from pathlib import Path
 DEFAULT_NAME_FORMAT = "{Namespace}/{EventHub}/{PartitionId}/{Year}/{Month}/{Day}/{Hour}/{Minute}/{Second}"
 EXAMPLE_REFERENCE_DIR = Path(__file__).parent / "reference" / "example"
 _CHOICES = {"automation": ("stopped", "running")} | dict.fromkeys(("estimate_usage", "keep_content", "cosmos_usage", "drain"), ("off", "on"))
+
+
+_OTHER_NAMES = {
+    "storage_connection_string": "AZURE_STORAGE_CONNECTION_STRING",
+    "applicationinsights_connection_string": "APPLICATIONINSIGHTS_CONNECTION_STRING",
+}
 
 
 class SettingsError(ValueError):
@@ -45,6 +53,7 @@ class Settings:
     event_hub_connection_string: str | None = dataclasses.field(default=None, repr=False)
     capture_minutes: int = 15
     drain: str = "off"
+    applicationinsights_connection_string: str | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Raises `SettingsError` for settings that only make sense together."""
@@ -65,7 +74,7 @@ class Settings:
         """Settings from `AOAI_*` variables; blank means unset; `overrides` win. Raises `SettingsError`."""
         values: dict[str, object] = {}
         for field in dataclasses.fields(cls):
-            name = "AZURE_STORAGE_CONNECTION_STRING" if field.name == "storage_connection_string" else f"AOAI_{field.name.upper()}"
+            name = environment_variable(field.name)
             text = env.get(name, "").strip()
             if not text:
                 continue
@@ -94,6 +103,38 @@ class Settings:
                 raise SettingsError(f"{name} is {text!r}: expected {' or '.join(map(repr, _CHOICES[field.name]))}")
             elif field.name == "estimate_usage" and text == "on" and not importlib.util.find_spec("bpe_openai"):
                 raise SettingsError("AOAI_ESTIMATE_USAGE is 'on', which needs the extra `estimate`: pip install 'aoai-usage-pipeline[estimate]'")
+            elif field.name == "applicationinsights_connection_string":
+                ingestion_endpoint(text)
+                if not _installed("azure-monitor-opentelemetry-exporter"):
+                    raise SettingsError(f"{name} is set, which needs the extra `monitor`: pip install 'aoai-usage-pipeline[monitor]'")
+                values[field.name] = text
             else:
                 values[field.name] = text
         return cls(**{**values, **overrides})  # type: ignore[arg-type]
+
+
+def environment_variable(field: str) -> str:
+    """The environment variable that a field of `Settings` is read from."""
+    return _OTHER_NAMES.get(field, f"AOAI_{field.upper()}")
+
+
+def ingestion_endpoint(connection_string: str) -> str:
+    """Where a connection string of Application Insights sends to. Raises `SettingsError`, which does not show the string."""
+    parts = dict(part.split("=", 1) for part in connection_string.split(";") if "=" in part)
+    fields = {name.strip().lower(): value.strip() for name, value in parts.items()}
+    endpoint = urllib.parse.urlsplit(fields.get("ingestionendpoint", ""))
+    secure = endpoint.scheme == "https" or (endpoint.scheme == "http" and endpoint.hostname in ("127.0.0.1", "localhost", "::1"))
+    if not secure or not endpoint.hostname or not re.fullmatch("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", fields.get("instrumentationkey", "")):
+        raise SettingsError(
+            "APPLICATIONINSIGHTS_CONNECTION_STRING is not a connection string of Application Insights: "
+            "expected InstrumentationKey=<uuid>;IngestionEndpoint=https://…, as the resource shows it"
+        )
+    return fields["ingestionendpoint"]
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True

@@ -149,6 +149,15 @@ def test_partitions_are_utc_days_from_the_start_date_to_today() -> None:
         assert partitions.get_last_partition_key() == f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"
 
 
+def test_assets_say_when_somebody_should_look() -> None:
+    nightly = dg.FreshnessPolicy.time_window(warn_window=dt.timedelta(hours=26), fail_window=dt.timedelta(hours=50))
+    for settings, drained in (({}, None), ({"event_hub_namespace": "ns", "event_hub_name": "hub", "drain": "on"}, dt.timedelta(minutes=60))):
+        policies = {spec.key.to_user_string(): spec.freshness_policy for spec in build_defs(**settings).resolve_all_asset_specs()}
+        of_drain = policies.pop("drained_events")
+        assert (of_drain and of_drain.fail_window.to_timedelta()) == drained
+        assert set(policies) == ASSETS - {"drained_events"} and set(policies.values()) == {nightly}
+
+
 @pytest.mark.parametrize(("automation", "status"), [("stopped", "STOPPED"), ("running", "RUNNING")])
 def test_automation_runs_only_when_asked(automation: str, status: str) -> None:
     defs = build_defs(automation=automation)

@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from aoai_usage_pipeline.settings import Settings
+from aoai_usage_pipeline.settings import Settings, environment_variable
 from aoai_usage_pipeline_tests.conftest import ROOT
 
 
@@ -18,8 +18,7 @@ def test_generated_pages_are_what_the_code_says():
 def test_every_setting_is_documented():
     text = (ROOT / "docs/settings.md").read_text()
     for field in Settings.__dataclass_fields__:
-        name = "AZURE_STORAGE_CONNECTION_STRING" if field == "storage_connection_string" else f"AOAI_{field.upper()}"
-        assert f"`{name}`" in text
+        assert f"`{environment_variable(field)}`" in text
 
 
 def test_locks_name_no_index():

@@ -243,6 +243,10 @@ def test_a_connection_string_for_another_endpoint_is_refused_without_showing_its
     assert "AZURE_STORAGE_CONNECTION_STRING is for http://127.0.0.1:10000/devstoreaccount1" in str(error.value)
     assert "http://127.0.0.1:9999/devstoreaccount1" in str(error.value)
     assert EMULATOR_KEY not in str(error.value)
+    signed = "BlobEndpoint=http://127.0.0.1:10000/devstoreaccount1;SharedAccessSignature=sv=2026-01-01&sig=s3cret"
+    with pytest.raises(StorageError, match=r"is for http://127.0.0.1:10000/devstoreaccount1/, but") as error:
+        open_store("http://127.0.0.1:9999/devstoreaccount1/lake", signed, create=True)
+    assert "s3cret" not in str(error.value)
 
 
 def test_an_emulator_without_a_connection_string_is_an_error_that_names_the_setting():

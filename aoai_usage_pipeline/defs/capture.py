@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.defs import telemetry
 from aoai_usage_pipeline.defs.common import (
     GROUP,
     ONE_RUN,
@@ -72,6 +73,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
                     "dagster/partition_row_count": result.manifest.parsed + result.manifest.quarantined,
                     "files": len(result.manifest.files),
                     "files_read_now": result.files_read,
+                    "events_read_now": result.events_read,
                     "parsed": result.manifest.parsed,
                     "quarantined": result.manifest.quarantined,
                 },
@@ -121,6 +123,7 @@ def build_sensor(ingest: Any, bill: Any, daily_run: Any, start_date: dt.date, st
         description="Looks for new or changed capture files and asks for runs that ingest them, then for runs that bill every usage date "
         "that became stale, however old. What was ingested is told by the lake; the cursor only remembers how often a day was asked for.",
     )
+    @telemetry.tick
     def capture_files(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SensorResult:
         state = _State.load(context.cursor)
         changed = _look(pipeline, state, start_date, dt.datetime.now(dt.UTC).date())

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 for _parameter in ("backfill_policy", "allow_nonexistent_upstream_partitions"):
     warnings.filterwarnings("ignore", message=f".*`{_parameter}`", category=dg.BetaWarning)
 
+# the nightly run makes every asset anew: one night without it is a warning, two are a failure
+NIGHTLY = dg.FreshnessPolicy.time_window(warn_window=dt.timedelta(hours=26), fail_window=dt.timedelta(hours=50))
+DRAINED = dg.FreshnessPolicy.time_window(warn_window=dt.timedelta(minutes=15), fail_window=dt.timedelta(minutes=60))
 GROUP = "aoai_usage"
 OWNERS = ["team:finops-platform"]
 ONE_RUN = dg.BackfillPolicy.single_run()
@@ -28,6 +31,17 @@ _TYPES = {"BIGINT": "int", "BOOLEAN": "bool"}
 def daily(start_date: dt.date) -> dg.DailyPartitionsDefinition:
     """Daily UTC partitions from the start date to today, today included."""
     return dg.DailyPartitionsDefinition(start_date=start_date.isoformat(), timezone="UTC", end_offset=1)
+
+
+def with_freshness(assets: Iterable[dg.AssetsDefinition], *, drained: bool) -> Sequence[dg.AssetsDefinition]:
+    """The assets with the policy that says in the UI when somebody should look; `drained_events` has one only where the hub is drained."""
+
+    def policy(spec: dg.AssetSpec) -> dg.AssetSpec:
+        if spec.key == dg.AssetKey("drained_events"):
+            return spec.replace_attributes(freshness_policy=DRAINED if drained else None)
+        return spec.replace_attributes(freshness_policy=NIGHTLY)
+
+    return dg.map_asset_specs(policy, assets)
 
 
 def days_of(context: dg.AssetExecutionContext) -> list[dt.date]:

@@ -1,5 +1,6 @@
 """Checks over usage dates: does every request and token that was ingested come out enriched and billed, and what is missing to price it."""
 
+import dataclasses
 import datetime as dt
 from collections.abc import Sequence
 from decimal import Decimal
@@ -15,6 +16,28 @@ Row = dict[str, object]
 
 MAX_ROWS = 100
 """How many offending rows are shown; the counts are always whole."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DayFigures:
+    """What one usage date comes to: coverage (None without successful calls), requests with usage but no price, and cost by currency."""
+
+    usage_date: dt.date
+    coverage: Decimal | None
+    unpriced: int
+    cost: dict[str, Decimal]
+
+
+def figures(lake: ObjectStore, days: Sequence[dt.date]) -> list[DayFigures]:
+    """The figures of those days that are enriched."""
+    quality, billing = (Days(lake, table).paths(list(days)) for table in ("daily_quality", "daily_billing"))
+    if not quality:
+        return []
+    with engine.connect(lake.staging()) as db:
+        found = db.execute(f"SELECT usage_date, coverage, unpriced FROM {engine.read_parquet(quality)} ORDER BY 1").fetchall()
+        select = "SELECT usage_date, currency, sum(cost) FROM {} WHERE cost IS NOT NULL GROUP BY ALL ORDER BY ALL"
+        costs = db.execute(select.format(engine.read_parquet(billing))).fetchall() if billing else []
+    return [DayFigures(*row, {currency: cost for day, currency, cost in costs if day == row[0]}) for row in found]
 
 
 def unbalanced_requests(enrichment: Enrichment, days: Sequence[dt.date]) -> list[Row]:

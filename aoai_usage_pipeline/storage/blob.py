@@ -165,6 +165,7 @@ def _container_client(account_url: str, container: str, connection_string: str |
         service = BlobServiceClient.from_connection_string(connection_string)
     except ValueError as error:
         raise StorageError(f"AZURE_STORAGE_CONNECTION_STRING is not a connection string: {error}") from None
-    if service.url.rstrip("/") != account_url.rstrip("/"):
-        raise StorageError(f"AZURE_STORAGE_CONNECTION_STRING is for {service.url}, but the container is at {account_url}")
+    endpoint = service.url.partition("?")[0]  # behind it is the signature, if the string has one
+    if endpoint.rstrip("/") != account_url.rstrip("/"):
+        raise StorageError(f"AZURE_STORAGE_CONNECTION_STRING is for {endpoint}, but the container is at {account_url}")
     return service.get_container_client(container)

@@ -39,10 +39,11 @@ class Unbalanced(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ingested:
-    """What ingesting one capture date did."""
+    """What ingesting one capture date did: the files it read, and how many events were in them."""
 
     manifest: Manifest
     files_read: int
+    events_read: int
 
 
 @dataclasses.dataclass
@@ -121,7 +122,7 @@ class Ingest:
             return
         listed = self.listed(min(dates), max(dates))
         works = [self._work(date, listed.get(date, [])) for date in sorted(dates)]
-        yield from ((work.date, Ingested(work.before, 0)) for work in works if not work.hours)
+        yield from ((work.date, Ingested(work.before, 0, 0)) for work in works if not work.hours)
         changed = [work for work in works if work.hours]
         if not changed:
             return
@@ -242,7 +243,7 @@ class Ingest:
         if manifest.segments and {s.name for s in manifest.segments} == {s.name for s in new.values()}:
             write_index(self._lake, manifest, pa.concat_tables(written.requests))
         self._collect(manifest, before)
-        return Ingested(manifest, len(reads))
+        return Ingested(manifest, len(reads), sum(read.events for read in reads))
 
     def _keep(self, db: duckdb.DuckDBPyConnection, prefix: str, hour: int, segment: Segment | None, kept: list[FileEntry], old: list[str]) -> Segment:
         """The segment with the rows of files that are gone from the store, out of the hour's old segments."""
