@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from aoai_usage_pipeline.defs import billing, capture, cosmos, hub, publish, usage
+from aoai_usage_pipeline.defs import billing, capture, cosmos, hub, notifications, publish, usage
 from aoai_usage_pipeline.defs.common import daily
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings
@@ -25,7 +25,10 @@ def build_defs(**overrides: object) -> dg.Definitions:
         assets=[hub.drained_events, *(assets for assets, _ in stages), publish.usage_warehouse, *documents],
         asset_checks=[*(checks for _, checks in stages), documents_checks, hub.capture_is_complete],
         jobs=[ingest, bill, daily_run, drain],
-        sensors=[capture.build_sensor(ingest, bill, daily_run, start_date, sensor_status)],
+        sensors=[
+            capture.build_sensor(ingest, bill, daily_run, start_date, sensor_status),
+            *([notifications.build_sensor(sensor_status)] if pipeline.settings.notify_webhook_url or pipeline.settings.notify_event_hub else []),
+        ],
         schedules=[
             billing.build_schedule(daily_run, start_date, schedule_status),
             *([hub.build_schedule(drain, schedule_status)] if pipeline.settings.drain == "on" else []),

@@ -13,7 +13,7 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from azure.core.exceptions import ClientAuthenticationError
@@ -132,6 +132,21 @@ class EventHub:
                 client.send_batch(batch)
                 sent += len(batch)
             return sent
+
+    @contextlib.contextmanager
+    def publishing(self) -> Iterator[Callable[[bytes, str, str, Mapping[str, str]], None]]:
+        """A function that sends one JSON body with its partition key, message id and properties, over one connection. Raises `HubError`."""
+        with self._errors():
+            client = self._producer()
+
+        def publish(body: bytes, key: str, message_id: str, properties: Mapping[str, str]) -> None:
+            event = EventData(body)
+            event.message_id, event.content_type, event.properties = message_id, "application/json", dict(properties)
+            with self._errors():
+                client.send_event(event, partition_key=key)
+
+        with client:
+            yield publish
 
     def partition_ids(self) -> list[str]:
         """The ids of the hub's partitions. Raises `HubError`."""
