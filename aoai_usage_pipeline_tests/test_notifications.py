@@ -34,7 +34,7 @@ from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings, SettingsError
 from aoai_usage_pipeline_tests.conftest import ROOT
 from aoai_usage_pipeline_tests.event_hub_server import KEY, KEY_NAME, Hub, Server
-from aoai_usage_pipeline_tests.support import DAY, Captured, blob_name, capture_file, chat, hub_event, installation, put, seed_event
+from aoai_usage_pipeline_tests.support import DAY, Captured, blob_name, capture_file, chat, installation, put, seed_event
 from aoai_usage_pipeline_tests.webhook_server import PATH, WebhookServer
 
 SCHEMA = json.loads((Path(notify.__path__[0]) / "notification.schema.json").read_text())
@@ -110,35 +110,35 @@ def capture(pipeline: Pipeline, at: dt.datetime, *bodies: bytes, first: int = 1)
 
 
 def test_what_went_wrong_is_told_once_also_after_a_restart_and_a_reset_cursor(sensor: Sensor, webhook: WebhookServer) -> None:
-    torn = capture(sensor.pipeline, DAY, seed_event("a", DAY, chat(10, 5)), hub_event("unpriced", DAY, 10, 5, 15, model="mystery"))
+    torn = capture(sensor.pipeline, DAY, seed_event("a", DAY, chat(10, 5)), seed_event("b", DAY, chat(10, 5)))
     torn.write_bytes(torn.read_bytes()[:-20])
-    capture(sensor.pipeline, DAY + HOUR, hub_event("unpriced", DAY, 10, 5, 15, model="mystery"), first=3)
-    sensor.run("daily_run", DAY - ONE_DAY, DAY)
+    capture(sensor.pipeline, DAY + HOUR, b"not json", first=3)
+    sensor.run("ingest", DAY - ONE_DAY, DAY)
     assert sensor.tick() == "nothing to tell"
     assert webhook.received == []  # the history
-    sensor.run("daily_run", DAY, DAY)
+    sensor.run("ingest", DAY, DAY)
     assert sensor.tick() == "webhook: told 2"
     payloads = {body["subject"]: valid(body) for _, body in webhook.received}
     assert {subject: (p["kind"], p["severity"], p["state"], p["days"]) for subject, p in payloads.items()} == {
         "raw_events/no_unreadable_files": ("check_failed", "error", "open", ["2026-10-05"]),
-        "enriched_usage/no_unpriced_usage": ("check_failed", "warning", "open", ["2026-10-05"]),
+        "raw_events/no_quarantined_records": ("check_failed", "warning", "open", ["2026-10-05"]),
     }
-    told = payloads["enriched_usage/no_unpriced_usage"]
-    assert told["title"] == "enriched_usage: no_unpriced_usage warned on 2026-10-05"
+    told = payloads["raw_events/no_quarantined_records"]
+    assert told["title"] == "raw_events: no_quarantined_records warned on 2026-10-05"
     assert {"name": "offending", "value": "1"} in told["facts"]
     assert told["links"] == {
         "run": f"https://dagster.example/runs/{told['runId']}",
-        "asset": "https://dagster.example/assets/enriched_usage",
-        "check": "https://dagster.example/assets/enriched_usage?view=checks&checkDetail=no_unpriced_usage",
-        "runbook": "https://runbook.example/r.md#no_unpriced_usage",
+        "asset": "https://dagster.example/assets/raw_events",
+        "check": "https://dagster.example/assets/raw_events?view=checks&checkDetail=no_quarantined_records",
+        "runbook": "https://runbook.example/r.md#no_quarantined_records",
     }
     assert all(headers["Idempotency-Key"] == body["id"] for headers, body in webhook.received)
     sensor.start(Pipeline(sensor.pipeline.settings))
     assert sensor.tick() == "nothing to tell"
-    capture(sensor.pipeline, DAY + ONE_DAY, hub_event("again", DAY + ONE_DAY, 10, 5, 15, model="mystery"), first=9)
-    sensor.run("daily_run", DAY, DAY + ONE_DAY)
+    capture(sensor.pipeline, DAY + ONE_DAY, b"not json either", first=9)
+    sensor.run("ingest", DAY, DAY + ONE_DAY)
     sensor.tick()
-    assert [title for title in webhook.titles(2) if "unpriced" in title] == ["enriched_usage: no_unpriced_usage warned on 2026-10-06"]
+    assert [title for title in webhook.titles(2) if "quarantined" in title] == ["raw_events: no_quarantined_records warned on 2026-10-06"]
 
 
 def test_a_failed_run_is_told_without_the_text_of_its_error(sensor: Sensor, webhook: WebhookServer) -> None:

@@ -137,7 +137,8 @@ class EventHub:
     def publishing(self) -> Iterator[Callable[[bytes, str, str, Mapping[str, str]], None]]:
         """A function that sends one JSON body with its partition key, message id and properties, over one connection. Raises `HubError`."""
         with self._errors():
-            client = self._producer()
+            # whoever publishes tries again by itself, and must not find the SDK still at it
+            client = self._producer(retry_total=0)
 
         def publish(body: bytes, key: str, message_id: str, properties: Mapping[str, str]) -> None:
             event = EventData(body)
@@ -198,10 +199,10 @@ class EventHub:
             return EventHubConsumerClient.from_connection_string(self._connection_string, self.consumer_group, eventhub_name=self.name)
         return EventHubConsumerClient(self.host, self.name, self.consumer_group, self._credential)
 
-    def _producer(self) -> EventHubProducerClient:
+    def _producer(self, **options: Any) -> EventHubProducerClient:
         if self._connection_string:
-            return EventHubProducerClient.from_connection_string(self._connection_string, eventhub_name=self.name)
-        return EventHubProducerClient(self.host, self.name, self._credential)
+            return EventHubProducerClient.from_connection_string(self._connection_string, eventhub_name=self.name, **options)
+        return EventHubProducerClient(self.host, self.name, self._credential, **options)
 
     @functools.cached_property
     def _credential(self) -> Any:
