@@ -29,7 +29,7 @@ def build_sensor(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
     """The sensor `notifications`."""
 
     @dg.sensor(
-        minimum_interval_seconds=60,
+        minimum_interval_seconds=30,
         default_status=status,
         description="Tells the webhook and the Event Hub of the settings about failed runs, failed checks, held days and capture lag, each "
         "occurrence once. What was told is kept in Dagster's own database, not in the cursor: resetting the cursor repeats nothing.",

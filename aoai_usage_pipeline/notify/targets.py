@@ -17,7 +17,7 @@ from aoai_usage_pipeline.storage import StorageError
 if TYPE_CHECKING:
     from aoai_usage_pipeline.hub.client import EventHub
 
-_TIMEOUT = 10.0
+_TIMEOUT = 15.0
 _SLACK = ("hooks.slack.com", "hooks.slack-gov.com")
 _ACCEPTED_BEFORE = 409
 _REFUSED = (400, 413, 415, 422)
