@@ -106,8 +106,7 @@ def test_every_setting_that_is_read_is_deployed_and_in_the_example() -> None:
     read = set(re.findall(r'os\.environ(?:\.get\(|\[)"(\w+)"', (FOLDER / "function_app.py").read_text()))
     example = json.loads((FOLDER / "local.settings.example.json").read_text())["Values"]
     bicep = (ROOT / "infra/modules/functions.bicep").read_text()
-    block = bicep[bicep.index("var settings = {") : bicep.index("resource app ")]
-    deployed = set(re.findall(r"^  (\w+):", block, re.M))
+    deployed = set(re.findall(r"^ {10}name: '(\w+)'\n {10}value:", bicep, re.M))
     assert read <= set(example) and read - {"DAGSTER_LOCATION"} <= deployed
     assert not any(value for name, value in example.items() if "KEY" in name or "TEAMS" in name)
 

@@ -254,23 +254,6 @@ resource plan 'Microsoft.Web/serverfarms@2024-04-01' = {
   }
 }
 
-var settings = {
-  APPLICATIONINSIGHTS_AUTHENTICATION_STRING: 'Authorization=AAD;ClientId=${identity.properties.clientId}'
-  APPLICATIONINSIGHTS_CONNECTION_STRING: applicationInsights.properties.ConnectionString
-  AZURE_CLIENT_ID: identity.properties.clientId
-  AzureWebJobsStorage__accountName: storage.name
-  AzureWebJobsStorage__clientId: identity.properties.clientId
-  AzureWebJobsStorage__credential: 'managedidentity'
-  DAGSTER_AUDIENCE: dagsterAudience
-  DAGSTER_URL: dagsterUrl
-  MAIL_ENDPOINT: mails ? 'https://${communication!.properties.hostName}' : ''
-  MAIL_FROM: mails ? 'DoNotReply@${emailService::domain!.properties.fromSenderDomain}' : ''
-  MAIL_TO: mailTo
-  RECEIVER_KEY: '@Microsoft.KeyVault(SecretUri=${receiverKeySecret.properties.secretUriWithVersion})'
-  SEEN_CONTAINER_URL: '${storage.properties.primaryEndpoints.blob}${seenContainer}'
-  TEAMS_WEBHOOK_URL: teams ? '@Microsoft.KeyVault(SecretUri=${teamsSecret!.properties.secretUriWithVersion})' : ''
-}
-
 resource app 'Microsoft.Web/sites@2024-04-01' = {
   name: name
   location: location
@@ -312,9 +295,61 @@ resource app 'Microsoft.Web/sites@2024-04-01' = {
     }
     siteConfig: {
       appSettings: [
-        for setting in items(settings): {
-          name: setting.key
-          value: setting.value
+        {
+          name: 'APPLICATIONINSIGHTS_AUTHENTICATION_STRING'
+          value: 'Authorization=AAD;ClientId=${identity.properties.clientId}'
+        }
+        {
+          name: 'APPLICATIONINSIGHTS_CONNECTION_STRING'
+          value: applicationInsights.properties.ConnectionString
+        }
+        {
+          name: 'AZURE_CLIENT_ID'
+          value: identity.properties.clientId
+        }
+        {
+          name: 'AzureWebJobsStorage__accountName'
+          value: storage.name
+        }
+        {
+          name: 'AzureWebJobsStorage__clientId'
+          value: identity.properties.clientId
+        }
+        {
+          name: 'AzureWebJobsStorage__credential'
+          value: 'managedidentity'
+        }
+        {
+          name: 'DAGSTER_AUDIENCE'
+          value: dagsterAudience
+        }
+        {
+          name: 'DAGSTER_URL'
+          value: dagsterUrl
+        }
+        {
+          name: 'MAIL_ENDPOINT'
+          value: mails ? 'https://${communication!.properties.hostName}' : ''
+        }
+        {
+          name: 'MAIL_FROM'
+          value: mails ? 'DoNotReply@${emailService::domain!.properties.fromSenderDomain}' : ''
+        }
+        {
+          name: 'MAIL_TO'
+          value: mailTo
+        }
+        {
+          name: 'RECEIVER_KEY'
+          value: '@Microsoft.KeyVault(SecretUri=${receiverKeySecret.properties.secretUriWithVersion})'
+        }
+        {
+          name: 'SEEN_CONTAINER_URL'
+          value: '${storage.properties.primaryEndpoints.blob}${seenContainer}'
+        }
+        {
+          name: 'TEAMS_WEBHOOK_URL'
+          value: teams ? '@Microsoft.KeyVault(SecretUri=${teamsSecret!.properties.secretUriWithVersion})' : ''
         }
       ]
       ftpsState: 'Disabled'
