@@ -52,6 +52,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raises `SettingsError` for settings that only make sense together."""
+        if self.notify_event_hub and self.notify_event_hub == self.event_hub_name:
+            raise SettingsError("AOAI_NOTIFY_EVENT_HUB and AOAI_EVENT_HUB_NAME are the same hub: notifications would be taken for usage")
         if not self.event_hub_namespace or not self.event_hub_name:
             for field in ("namespace", "name", "connection_string"):
                 if getattr(self, f"event_hub_{field}") and not (self.notify_event_hub and field != "name"):

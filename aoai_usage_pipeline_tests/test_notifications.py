@@ -19,6 +19,8 @@ from typing import Any
 import dagster as dg
 import jsonschema
 import pytest
+from dagster._core.remote_origin import InProcessCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
+from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from aoai_usage_pipeline import notify
 from aoai_usage_pipeline.definitions import build_defs
@@ -248,6 +250,26 @@ def test_without_a_target_there_is_no_sensor(tmp_path: Path) -> None:
     assert defs.resolve_sensor_def("notifications").default_status == dg.DefaultSensorStatus.RUNNING
     with pytest.raises(SettingsError, match="AOAI_NOTIFY_EVENT_HUB"):
         Settings(notify_event_hub="notifications")
+    with pytest.raises(SettingsError, match="the same hub"):
+        Settings(notify_event_hub="usage", event_hub_namespace="ns", event_hub_name="usage")
+
+
+def test_a_run_of_another_code_location_is_not_told(sensor: Sensor, webhook: WebhookServer) -> None:
+    sensor.tick()
+    here, there = (InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name="m"), location_name=name) for name in ("here", "there"))
+    runs = {}
+    for origin in (here, there):
+        run = sensor.instance.create_run_for_job(sensor.defs.resolve_job_def("bill"), status=dg.DagsterRunStatus.STARTED)
+        sensor.instance.delete_run(run.run_id)
+        runs[origin.location_name] = run._replace(remote_job_origin=RemoteJobOrigin(RemoteRepositoryOrigin(origin, "r"), "bill"))
+        sensor.instance.add_run(runs[origin.location_name])
+        sensor.instance.report_run_failed(runs[origin.location_name])
+    context = dg.SensorEvaluationContext(
+        instance_ref=None, last_tick_completion_time=None, last_run_key=None, cursor=None, repository_name="r", instance=sensor.instance,
+        resources={"pipeline": sensor.pipeline}, code_location_origin=here,
+    )  # fmt: skip
+    sensor.defs.resolve_sensor_def("notifications").evaluate_tick(context)
+    assert [body["runId"] for _, body in webhook.received] == [runs["here"].run_id]
 
 
 @pytest.mark.slow

@@ -243,7 +243,8 @@ class Book:
 def _load(text: str | None, now: float) -> _State:
     if text is None:
         return _State(started=now, watermark=now)
-    data = json.loads(text)
+    # what a later version added is left out after going back to this one
+    data = {name: value for name, value in json.loads(text).items() if name in _State.__dataclass_fields__}
     return _State(**data | {"waiting": [Waiting(**one) for one in data["waiting"]]})
 
 
