@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from aoai_usage_pipeline.defs import billing, capture, cosmos, hub, publish, telemetry, usage
+from aoai_usage_pipeline.defs import billing, capture, cosmos, hub, notifications, publish, telemetry, usage
 from aoai_usage_pipeline.defs.common import daily, with_freshness
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.settings import Settings
@@ -29,6 +29,7 @@ def build_defs(**overrides: object) -> dg.Definitions:
         sensors=[
             capture.build_sensor(ingest, bill, daily_run, start_date, sensor_status),
             *([telemetry.build_sensor(sensor_status)] if pipeline.settings.applicationinsights_connection_string else []),
+            *([notifications.build_sensor(sensor_status)] if pipeline.settings.notify_webhook_url or pipeline.settings.notify_event_hub else []),
         ],
         schedules=[
             billing.build_schedule(daily_run, start_date, schedule_status),

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.hub.client import EventHub
     from aoai_usage_pipeline.hub.drain import Drained
     from aoai_usage_pipeline.lake.manifest import Manifests
+    from aoai_usage_pipeline.notify.targets import Target
     from aoai_usage_pipeline.publish.cosmos import Cosmos, Published
     from aoai_usage_pipeline.reconcile.hub import Completeness
     from aoai_usage_pipeline.reconcile.replay import Verification
@@ -145,6 +146,22 @@ class Pipeline:
 
         manifests = self.manifests.all()  # before the hub is asked, which goes on counting
         return completeness(self.hub, manifests, self.names, self.capture, dt.timedelta(minutes=self.settings.capture_minutes))
+
+    @cached_property
+    def notification_targets(self) -> "list[Target]":
+        """Who is told what goes wrong; nobody unless the settings name someone. Raises `HubError`."""
+        from aoai_usage_pipeline.notify.targets import EventHubTarget, Webhook
+
+        of = self.settings
+        targets: list[Target] = []
+        if of.notify_webhook_url:
+            targets.append(Webhook(of.notify_webhook_url))
+        if of.notify_event_hub:
+            from aoai_usage_pipeline.hub.client import EventHub
+
+            namespace = of.event_hub_namespace or ""
+            targets.append(EventHubTarget(EventHub(namespace, of.notify_event_hub, of.event_hub_consumer_group, of.event_hub_connection_string)))
+        return targets
 
     @cached_property
     def hash_key(self) -> bytes:

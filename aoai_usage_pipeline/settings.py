@@ -54,15 +54,23 @@ class Settings:
     capture_minutes: int = 15
     drain: str = "off"
     applicationinsights_connection_string: str | None = dataclasses.field(default=None, repr=False)
+    notify_webhook_url: str | None = dataclasses.field(default=None, repr=False)
+    notify_event_hub: str | None = None
+    ui_url: str | None = None
+    runbook_url: str = "docs/runbook.md"
 
     def __post_init__(self) -> None:
         """Raises `SettingsError` for settings that only make sense together."""
+        if self.notify_event_hub and self.notify_event_hub == self.event_hub_name:
+            raise SettingsError("AOAI_NOTIFY_EVENT_HUB and AOAI_EVENT_HUB_NAME are the same hub: notifications would be taken for usage")
         if not self.event_hub_namespace or not self.event_hub_name:
             for field in ("namespace", "name", "connection_string"):
-                if getattr(self, f"event_hub_{field}"):
+                if getattr(self, f"event_hub_{field}") and not (self.notify_event_hub and field != "name"):
                     raise SettingsError(f"AOAI_EVENT_HUB_{field.upper()} is set: a hub needs both AOAI_EVENT_HUB_NAMESPACE and AOAI_EVENT_HUB_NAME")
             if self.drain == "on":
                 raise SettingsError("AOAI_DRAIN is 'on', which needs AOAI_EVENT_HUB_NAMESPACE and AOAI_EVENT_HUB_NAME")
+            if self.notify_event_hub and not self.event_hub_namespace:
+                raise SettingsError("AOAI_NOTIFY_EVENT_HUB is set, which needs AOAI_EVENT_HUB_NAMESPACE")
 
     @property
     def reference_in_container(self) -> bool:
@@ -99,6 +107,10 @@ class Settings:
                 raise SettingsError(f"AOAI_BILLING_CURRENCY is {text!r}: expected an ISO 4217 code such as EUR")
             elif field.name == "cosmos_endpoint" and not re.fullmatch("https?://[^/]+/?", text):
                 raise SettingsError(f"AOAI_COSMOS_ENDPOINT is {text!r}: expected an address such as https://youraccount.documents.azure.com:443/")
+            elif field.name == "notify_webhook_url" and not re.fullmatch(r"https?://[!-~]+", text):
+                raise SettingsError("AOAI_NOTIFY_WEBHOOK_URL is no address such as https://host/path; it is a secret and not shown")
+            elif field.name == "ui_url" and not re.fullmatch(r"https?://[!-~]+", text):
+                raise SettingsError(f"AOAI_UI_URL is {text!r}: expected an address such as https://dagster.example.com")
             elif text not in _CHOICES.get(field.name, (text,)):
                 raise SettingsError(f"{name} is {text!r}: expected {' or '.join(map(repr, _CHOICES[field.name]))}")
             elif field.name == "estimate_usage" and text == "on" and not importlib.util.find_spec("bpe_openai"):

@@ -13,7 +13,7 @@ import itertools
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from azure.core.exceptions import ClientAuthenticationError
@@ -133,6 +133,22 @@ class EventHub:
                 sent += len(batch)
             return sent
 
+    @contextlib.contextmanager
+    def publishing(self) -> Iterator[Callable[[bytes, str, str, Mapping[str, str]], None]]:
+        """A function that sends one JSON body with its partition key, message id and properties, over one connection. Raises `HubError`."""
+        with self._errors():
+            # whoever publishes tries again by itself, and must not find the SDK still at it
+            client = self._producer(retry_total=0)
+
+        def publish(body: bytes, key: str, message_id: str, properties: Mapping[str, str]) -> None:
+            event = EventData(body)
+            event.message_id, event.content_type, event.properties = message_id, "application/json", dict(properties)
+            with self._errors():
+                client.send_event(event, partition_key=key)
+
+        with client:
+            yield publish
+
     def partition_ids(self) -> list[str]:
         """The ids of the hub's partitions. Raises `HubError`."""
         with self._errors(), self._producer() as client:
@@ -183,10 +199,10 @@ class EventHub:
             return EventHubConsumerClient.from_connection_string(self._connection_string, self.consumer_group, eventhub_name=self.name)
         return EventHubConsumerClient(self.host, self.name, self.consumer_group, self._credential)
 
-    def _producer(self) -> EventHubProducerClient:
+    def _producer(self, **options: Any) -> EventHubProducerClient:
         if self._connection_string:
-            return EventHubProducerClient.from_connection_string(self._connection_string, eventhub_name=self.name)
-        return EventHubProducerClient(self.host, self.name, self._credential)
+            return EventHubProducerClient.from_connection_string(self._connection_string, eventhub_name=self.name, **options)
+        return EventHubProducerClient(self.host, self.name, self._credential, **options)
 
     @functools.cached_property
     def _credential(self) -> Any:
