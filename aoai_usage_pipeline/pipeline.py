@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.usage.raw_events import Ingest, Ingested
 
 Progress = Callable[[int, int, str], None]
+_LOOK_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -403,10 +404,17 @@ class Pipeline:
     @cached_property
     def cosmos(self) -> "Cosmos | None":
         """The database of AOAI_COSMOS_ENDPOINT; None when it is unset. Raises `CosmosError`."""
+        return self._cosmos()
+
+    @cached_property
+    def _impatient_cosmos(self) -> "Cosmos | None":
+        return self._cosmos(patience=dt.timedelta())
+
+    def _cosmos(self, **options: dt.timedelta) -> "Cosmos | None":
         from aoai_usage_pipeline.publish.cosmos import Cosmos
 
         settings = self.settings
-        return Cosmos(settings.cosmos_endpoint, settings.cosmos_database, settings.cosmos_key) if settings.cosmos_endpoint else None
+        return Cosmos(settings.cosmos_endpoint, settings.cosmos_database, settings.cosmos_key, **options) if settings.cosmos_endpoint else None
 
     def cosmos_off(self, table: str) -> str | None:
         """Why a table is not published to Cosmos DB; None when it is."""
@@ -426,6 +434,29 @@ class Pipeline:
                 done[day] = published
                 (progress or self.progress)(len(done), len(days), f"Cosmos DB container {CONTAINERS[table].name}, {day}")
         return done
+
+    def unpublished_in_cosmos(self) -> dict[dt.date, str]:
+        """Usage dates whose latest tables are not in Cosmos DB, as far as the lake remembers, with a digest of those; nothing when it is off.
+
+        Raises `CosmosError`, after some seconds without an answer.
+        """
+        if not self.settings.cosmos_endpoint:
+            return {}
+        from aoai_usage_pipeline.lake.engine import digest
+        from aoai_usage_pipeline.publish.cosmos import within
+        from aoai_usage_pipeline.publish.documents import CONTAINERS
+
+        lake = self.lake
+
+        def look() -> dict[dt.date, str]:
+            found: dict[dt.date, str] = {}
+            for table, container in CONTAINERS.items():
+                if not self.cosmos_off(table) and self._impatient_cosmos:
+                    for day, version in self._impatient_cosmos.unpublished(container, lake).items():
+                        found[day] = digest(found.get(day), version)
+            return found
+
+        return within(_LOOK_SECONDS, look, self.settings.cosmos_endpoint)
 
     def unequal_in_cosmos(self, table: str, days: Sequence[dt.date]) -> list[dict[str, object]]:
         """Where the documents of usage dates do not add up to the table in the lake; nothing when it is off. Raises `CosmosError`."""

@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from aoai_usage_pipeline.billing import digest
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.publish.documents import Container, Document, Key, lines, number, source
+from aoai_usage_pipeline.publish.marks import Marks
 from aoai_usage_pipeline.storage import ObjectStore
 
 PATIENCE = dt.timedelta(minutes=3)
@@ -85,6 +86,25 @@ def is_azure(endpoint: str) -> bool:
     return ".documents." in (urllib.parse.urlsplit(endpoint).hostname or "")
 
 
+def within(seconds: float, action: Callable[[], _T], what: str) -> _T:
+    """What an action gives, or `CosmosError` when that takes too long. The SDK and the sign-in have limits for their parts only, so the thread that
+    does it is not waited for any longer.
+    """
+    answer: Future[_T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(action())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise CosmosError(f"{what}: no answer for {seconds:.0f} seconds") from None
+
+
 class Cosmos:
     """A database. Azure is signed in to with `DefaultAzureCredential` and its containers must exist; an emulator takes the key, and there the
     database and the containers are created.
@@ -107,12 +127,32 @@ class Cosmos:
         """Make usage dates of the container equal to the lake, and say what each took. Raises `CosmosError`; then the next run goes on from what
         was written.
         """
-        # one connection for all days, because making one takes longer than a small day
-        with engine.connect(lake.staging()) as db:
-            for day in days:
-                yield day, self._publish(container, lake, day, db)
+        marks, done = self._marks(container, lake), dict[dt.date, str | None]()
+        try:
+            # one connection for all days, because making one takes longer than a small day
+            with engine.connect(lake.staging()) as db:
+                for day in days:
+                    published, done[day] = self._publish(container, lake, day, db)
+                    yield day, published
+        finally:
+            marks.leave(done)
 
-    def _publish(self, container: Container, lake: ObjectStore, day: dt.date, db: duckdb.DuckDBPyConnection) -> Published:
+    def unpublished(self, container: Container, lake: ObjectStore) -> dict[dt.date, str]:
+        """Usage dates whose version in the lake was not published to the container, as far as the lake remembers, with a digest of that version
+        and the container. Raises `CosmosError`.
+        """
+        marks = self._marks(container, lake)
+        current, marked = Days(lake, container.table).etags(), marks.days()
+        differ = (day for day in sorted(current.keys() | marked.keys()) if container.keeps(day) and current.get(day) != marked.get(day))
+        return {day: engine.digest(marks.container, current.get(day)) for day in differ}
+
+    def _marks(self, container: Container, lake: ObjectStore) -> Marks:
+        proxy = self._container(container)
+        found = self._patiently(container.name, proxy.read)
+        made = engine.digest(found["_rid"], found["_ts"], engine.code_digest("publish"), str(container.columns))
+        return Marks(lake, f"{urllib.parse.urlsplit(self._endpoint).hostname}/{self._name}/{container.name}", made)
+
+    def _publish(self, container: Container, lake: ObjectStore, day: dt.date, db: duckdb.DuckDBPyConnection) -> tuple[Published, str | None]:
         days, throttled, charge = Days(lake, container.table), self._lanes.throttled, self._lanes.charge
         total, give_up = Published(), time.monotonic() + self._patience
         for attempt in itertools.count(1):
@@ -123,7 +163,7 @@ class Cosmos:
                 tally.complete = days.footer(day)[1] == etag
             total += Published(tally.written, 0, tally.deleted)
             if tally.complete:
-                return total + Published(0, tally.unchanged, 0, self._lanes.throttled - throttled, self._lanes.charge - charge)
+                return total + Published(0, tally.unchanged, 0, self._lanes.throttled - throttled, self._lanes.charge - charge), etag
             if attempt >= _LOOKS and time.monotonic() > give_up:
                 break
         raise CosmosError(f"container {container.name}: other runs kept changing {day} while it was published")
