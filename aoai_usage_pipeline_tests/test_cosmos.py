@@ -807,7 +807,9 @@ def test_the_job_publishes_each_day_and_says_what_it_took(billable: Path, server
     assert first["request_charge"] > 0 and first["published"] == "yes"
     assert metadata(result, "cosmos_daily_billing", DATE + dt.timedelta(1))["written"] == 2
     assert metadata(result, "cosmos_usage", DATE)["published"] == "no: AOAI_COSMOS_USAGE is off"
-    assert {name: e.passed for name, e in evaluations(result).items()} == {"cosmos_daily_billing": True, "cosmos_usage": True}
+    assert {name: e.passed for name, e in evaluations(result).items()} == {
+        "cosmos_daily_billing": True, "cosmos_usage": True, "cosmos_statements": True,
+    }  # fmt: skip
     assert evaluations(result)["cosmos_usage"].description == "not compared: AOAI_COSMOS_USAGE is off"
     assert sum(Decimal(d["cost"]) for d in server.documents("daily-billing")) == Decimal("0.003075")
     assert list(server.databases[DATABASE]) == ["daily-billing"]
@@ -854,6 +856,87 @@ def test_a_document_that_differs_fails_the_run(billable: Path, server: CosmosSer
     assert (row.data["cost_center"], row.data["cost"]) == ("CC-1", "0.003")
     server.fault = lambda request: None
     assert run_bill(pipeline).success
+
+
+# --- statements ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def closed(tmp_path: Path, server: CosmosServer) -> Pipeline:
+    """August is closed: CC-1 has priced usage, CC-2 only some without a price."""
+    at = dt.datetime(2026, 8, 20, 12)
+    unpriced = support.hub_event("r3", at, 10, 5, 15, model="mystery")
+    capture(tmp_path, at, seed_event("r1", at, chat(1001, 100, 400)), seed_event("r2", at, chat(10, 5)), unpriced)
+    run_all(installation(tmp_path), at.date(), at.date())
+    pipeline = installation(tmp_path, cosmos_endpoint=server.endpoint, cosmos_key=KEY)
+    pipeline.close("2026-08", accept_unpriced=True)
+    return pipeline
+
+
+def statements_run(pipeline: Pipeline) -> tuple[dg.ExecuteInProcessResult, dict[str, Any]]:
+    """`cosmos_statements` materialized on its own, and its metadata."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = build_defs(pipeline=pipeline).get_implicit_global_asset_job_def()
+        quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        keys = [dg.AssetKey("cosmos_statements")]
+        checks = {dg.AssetCheckKey(keys[0], "documents_equal_ledger")}
+        result = job.get_subset(asset_selection=set(keys), asset_check_selection=checks).execute_in_process(
+            instance=instance, raise_on_error=False, run_config=quiet
+        )
+    [made] = result.asset_materializations_for_node("cosmos_statements")
+    return result, {name: value.value for name, value in made.metadata.items()}
+
+
+def test_statements_of_closed_months_are_documents(closed: Pipeline, server: CosmosServer) -> None:
+    assert closed.unpublished_in_cosmos().keys() == {dt.date(2026, 8, 20), dt.date(2026, 8, 31)}
+    result, made = statements_run(closed)
+    assert result.success and (made["published"], made["written"]) == ("2026-08", 2)
+    client = CosmosClient(server.endpoint, KEY).get_database_client(DATABASE).get_container_client("statements")
+    [statement] = client.read_item("CC-1", "2026-08")["statements"]
+    expected = closed.statements("2026-08")[0]
+    assert (statement["currency"], statement["digest"], statement["dailyLines"]) == ("USD", expected.digest, expected.daily_lines)
+    total = (601 + 10) * Decimal("2.5") / 10**6 + 400 * Decimal("1.25") / 10**6 + 105 * Decimal(10) / 10**6
+    assert (statement["total"], statement["totalNumber"]) == (str(total.normalize()), float(total))
+    assert (statement["amount"], Decimal(statement["rounding"])) == ("0", -total)
+    assert sum(Decimal(line["cost"]) for line in statement["lines"]) == total and {"input", "output"} < {line["meter"] for line in statement["lines"]}
+    [without] = client.read_item("CC-2", "2026-08")["statements"]
+    assert (without["currency"], without["total"], {line["cost"] for line in without["lines"]}) == (None, "0", {None})
+    assert without["lines"][0]["pricingStatus"] == "unpriced" and without["lines"][0]["unitPriceNumber"] is None
+    # again: read and left alone, however Cosmos DB writes its numbers
+    server.tamper("statements", "CC-1", statements=[json.loads(json.dumps(statement).replace(".0,", ","))])
+    written = server.written
+    result, made = statements_run(closed)
+    assert result.success and (made["written"], made["unchanged"], server.written) == (0, 2, written)
+    assert closed.unpublished_in_cosmos().keys() == {dt.date(2026, 8, 20)}
+
+
+def test_a_statement_that_was_tampered_with_fails_the_check_and_is_mended(closed: Pipeline, server: CosmosServer) -> None:
+    statements_run(closed)
+    stray = server.documents("statements")[0] | {"id": "CC-9", "costCenter": "CC-9"}
+    client = CosmosClient(server.endpoint, KEY).get_database_client(DATABASE).get_container_client("statements")
+    client.create_item(stray)
+    changed = [statement | {"total": "1"} for statement in client.read_item("CC-1", "2026-08")["statements"]]
+    server.tamper("statements", "CC-1", statements=changed)
+    rows = closed.unequal_statements_in_cosmos(None)
+    assert [(row["cost_center"], row["totals_found"]) for row in rows] == [("CC-1", "1 USD"), ("CC-9", str(rows[1]["totals_found"]))]
+    assert closed.unequal_statements_in_cosmos([DATE]) == []
+    result, made = statements_run(closed)
+    assert result.success and (made["written"], made["deleted"]) == (1, 1)
+    assert closed.unequal_statements_in_cosmos(None) == []
+
+
+def test_the_sensor_publishes_a_month_that_was_closed(closed: Pipeline, server: CosmosServer) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        sensor = Sensor(closed, instance)
+        assert sensor.settle() == [("publish", "2026-08-31", "2026-08-31"), ("publish", "2026-08-20", "2026-08-20")]
+        assert {document["id"] for document in server.documents("statements")} == {"CC-1", "CC-2"}
+        assert sensor.settle() == []
+
+
+def test_without_a_closed_month_there_is_no_container_for_statements(billable: Path, server: CosmosServer) -> None:
+    pipeline = installation(billable, cosmos_endpoint=server.endpoint, cosmos_key=KEY)
+    assert run_bill(pipeline).success
+    assert list(server.databases[DATABASE]) == ["daily-billing"]
 
 
 def test_bill_publishes_to_cosmos_db(root: Path, aoai_usage: Run, server: CosmosServer, monkeypatch: pytest.MonkeyPatch) -> None:

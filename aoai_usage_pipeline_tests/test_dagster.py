@@ -40,7 +40,16 @@ HOUR, ONE_DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
 TODAY = dt.datetime.combine(dt.datetime.now(dt.UTC).date(), dt.time())
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-ASSETS = {"raw_events", "enriched_usage", "daily_usage", "daily_billing", "usage_warehouse", "cosmos_daily_billing", "cosmos_usage"}
+ASSETS = {
+    "raw_events",
+    "enriched_usage",
+    "daily_usage",
+    "daily_billing",
+    "usage_warehouse",
+    "cosmos_daily_billing",
+    "cosmos_usage",
+    "cosmos_statements",
+}
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 CHECKS = {
     ("raw_events", "captured_is_parsed_plus_quarantined"): ERROR,
@@ -61,6 +70,7 @@ CHECKS = {
     ("daily_billing", "tokens_billed_equal_enriched"): ERROR,
     ("cosmos_daily_billing", "documents_equal_ledger"): ERROR,
     ("cosmos_usage", "documents_equal_ledger"): ERROR,
+    ("cosmos_statements", "documents_equal_ledger"): ERROR,
 }
 
 
@@ -143,7 +153,7 @@ def test_every_asset_says_what_it_is_who_owns_it_and_what_its_columns_are() -> N
 
 def test_partitions_are_utc_days_from_the_start_date_to_today() -> None:
     specs = build_defs(start_date=dt.date(2026, 10, 1)).resolve_all_asset_specs()
-    for partitions in (spec.partitions_def for spec in specs if spec.key.to_user_string() != "usage_warehouse"):
+    for partitions in (spec.partitions_def for spec in specs if spec.key.to_user_string() not in ("usage_warehouse", "cosmos_statements")):
         assert isinstance(partitions, dg.DailyPartitionsDefinition) and partitions.timezone == "UTC"
         assert partitions.get_first_partition_key() == "2026-10-01"
         assert partitions.get_last_partition_key() == f"{dt.datetime.now(dt.UTC):%Y-%m-%d}"

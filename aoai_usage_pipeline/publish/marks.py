@@ -1,9 +1,8 @@
-"""Which version of each day a container of Cosmos DB was made equal to, remembered in the lake.
+"""Which version of each day or month a container of Cosmos DB was made equal to, remembered in the lake.
 
 A mark is left after its day was published, so it never claims too much: a run that dies in between costs reading the day once more.
 """
 
-import datetime as dt
 import json
 from collections.abc import Mapping
 
@@ -18,23 +17,23 @@ class Marks:
     def __init__(self, lake: ObjectStore, name: str, container: str) -> None:
         self._lake, self._name, self.container = lake, f"published/{name}.json", container
 
-    def days(self) -> dict[dt.date, str]:
-        """The ETag that each day had in the lake when it was published last."""
+    def etags(self) -> dict[str, str]:
+        """The ETag that each day or month had in the lake when it was published last."""
         return self._read()[0]
 
-    def leave(self, etags: Mapping[dt.date, str | None]) -> None:
-        """Remember what was published; None is a day that the lake has not."""
+    def leave(self, etags: Mapping[str, str | None]) -> None:
+        """Remember what was published; None is what the lake has not."""
         while etags:
-            days, replacing = self._read()
-            merged = {day: etag for day, etag in {**days, **etags}.items() if etag}
-            content = json.dumps({"container": self.container, "days": {str(day): etag for day, etag in sorted(merged.items())}})
+            marked, replacing = self._read()
+            merged = {name: etag for name, etag in sorted({**marked, **etags}.items()) if etag}
+            content = json.dumps({"container": self.container, "etags": merged})
             try:
                 self._lake.write(self._name, content.encode(), replacing=replacing)
                 return
             except Changed:
                 continue  # another run left its marks
 
-    def _read(self) -> tuple[dict[dt.date, str], str | None]:
+    def _read(self) -> tuple[dict[str, str], str | None]:
         while True:
             try:
                 content, etag = self._lake.read(self._name)
@@ -45,7 +44,6 @@ class Marks:
                 continue
         try:
             stored = json.loads(content)
-            days = {dt.date.fromisoformat(day): str(found) for day, found in stored["days"].items()}
-            return days if stored["container"] == self.container else {}, etag
-        except (ValueError, TypeError, KeyError, AttributeError):
+            return dict(stored["etags"]) if stored["container"] == self.container else {}, etag
+        except (ValueError, TypeError, KeyError):
             return {}, etag  # damaged marks claim nothing
