@@ -48,6 +48,7 @@ def fill(lake: ObjectStore, numbers: list[int]) -> None:
         values = made | {"usage_date": f"'{day}'", "line_id": f"left(sha256('{day}' || n), 24)"}
         select = ", ".join(f'CAST({values.get(c.name, "NULL")} AS {c.type}) AS "{c.name}"' for c in tables.DAILY_BILLING)
         with engine.connect(lake.staging()) as db:
+            db.execute("SET enable_progress_bar = false")
             staged = engine.stage(db, lake.staging(), f"SELECT {select} FROM range({number}) AS r(n)")
         Days(lake, "daily_billing").replace(day, staged, replacing=None)
 
