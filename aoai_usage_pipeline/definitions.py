@@ -15,25 +15,26 @@ def build_defs(**overrides: object) -> dg.Definitions:
     start_date = pipeline.settings.start_date
     partitions = daily(start_date)
     running = pipeline.settings.automation == "running"
-    ingest, bill, daily_run = billing.build_jobs()
+    ingest, bill, documents_job, daily_run = billing.build_jobs()
+    drained = pipeline.settings.drain == "on"
     drain = hub.build_job()
-    stages = [stage.build(partitions) for stage in (capture, usage, billing)]
+    stages = [capture.build(partitions, drained=drained), usage.build(partitions), billing.build(partitions)]
     documents, documents_checks = cosmos.build(partitions)
     sensor_status = dg.DefaultSensorStatus.RUNNING if running else dg.DefaultSensorStatus.STOPPED
     schedule_status = dg.DefaultScheduleStatus.RUNNING if running else dg.DefaultScheduleStatus.STOPPED
-    assets = [hub.drained_events, *(assets for assets, _ in stages), publish.usage_warehouse, *documents]
+    assets = [*([hub.drained_events] if drained else []), *(assets for assets, _ in stages), publish.usage_warehouse, *documents]
     return dg.Definitions(
-        assets=with_freshness(assets, drained=pipeline.settings.drain == "on"),
+        assets=with_freshness(assets, drained=drained),
         asset_checks=[*(checks for _, checks in stages), documents_checks, hub.capture_is_complete],
-        jobs=[ingest, bill, daily_run, drain],
+        jobs=[ingest, bill, documents_job, daily_run, *([drain] if drained else [])],
         sensors=[
-            capture.build_sensor(ingest, bill, daily_run, start_date, sensor_status),
+            capture.build_sensor(ingest, bill, documents_job, daily_run, start_date, sensor_status),
             *([telemetry.build_sensor(sensor_status)] if pipeline.settings.applicationinsights_connection_string else []),
             *([notifications.build_sensor(sensor_status)] if pipeline.settings.notify_webhook_url or pipeline.settings.notify_event_hub else []),
         ],
         schedules=[
             billing.build_schedule(daily_run, start_date, schedule_status),
-            *([hub.build_schedule(drain, schedule_status)] if pipeline.settings.drain == "on" else []),
+            *([hub.build_schedule(drain, schedule_status)] if drained else []),
         ],
         resources={"pipeline": telemetry.of_runs(pipeline)},
         executor=dg.in_process_executor,

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from aoai_usage_pipeline.usage.raw_events import Ingest, Ingested
 
 Progress = Callable[[int, int, str], None]
+_LOOK_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -454,10 +455,17 @@ class Pipeline:
     @cached_property
     def cosmos(self) -> "Cosmos | None":
         """The database of AOAI_COSMOS_ENDPOINT; None when it is unset. Raises `CosmosError`."""
+        return self._cosmos()
+
+    @cached_property
+    def _impatient_cosmos(self) -> "Cosmos | None":
+        return self._cosmos(patience=dt.timedelta())
+
+    def _cosmos(self, **options: dt.timedelta) -> "Cosmos | None":
         from aoai_usage_pipeline.publish.cosmos import Cosmos
 
         settings = self.settings
-        return Cosmos(settings.cosmos_endpoint, settings.cosmos_database, settings.cosmos_key) if settings.cosmos_endpoint else None
+        return Cosmos(settings.cosmos_endpoint, settings.cosmos_database, settings.cosmos_key, **options) if settings.cosmos_endpoint else None
 
     def cosmos_off(self, table: str) -> str | None:
         """Why a table is not published to Cosmos DB; None when it is."""
@@ -477,6 +485,55 @@ class Pipeline:
                 done[day] = published
                 (progress or self.progress)(len(done), len(days), f"Cosmos DB container {CONTAINERS[table].name}, {day}")
         return done
+
+    def publish_statements(self, days: Sequence[dt.date] | None) -> "dict[str, Published]":
+        """Make the statements in Cosmos DB equal to the closed months of usage dates (None: to all), and to those that are not there as far as the
+        lake remembers; nothing when it is off. Raises `CosmosError`.
+        """
+        if not self.cosmos:
+            return {}
+        periods = sorted({*self._closed(days), *self.cosmos.unpublished_statements(self.lake)})
+        return dict(self.cosmos.publish_statements(self.lake, periods)) if periods else {}
+
+    def unequal_statements_in_cosmos(self, days: Sequence[dt.date] | None) -> list[dict[str, object]]:
+        """Where the statements in Cosmos DB differ from those of the closed months of usage dates; nothing when it is off. Raises `CosmosError`."""
+        periods = self._closed(days)
+        return self.cosmos.unequal_statements(self.lake, periods) if self.cosmos and periods else []
+
+    def _closed(self, days: Sequence[dt.date] | None) -> list[str]:
+        from aoai_usage_pipeline.billing.periods import Periods
+
+        months = None if days is None else {f"{day:%Y-%m}" for day in days}
+        return [period for period in Periods(self.lake).closed() if months is None or period in months]
+
+    def unpublished_in_cosmos(self) -> dict[dt.date, str]:
+        """Usage dates whose latest tables are not in Cosmos DB, as far as the lake remembers, and the last days of closed months whose statements
+        are not, with a digest of those; nothing when it is off.
+
+        Raises `CosmosError`, after some seconds without an answer.
+        """
+        if not self.settings.cosmos_endpoint:
+            return {}
+        from aoai_usage_pipeline.billing.periods import days_of
+        from aoai_usage_pipeline.lake.engine import digest
+        from aoai_usage_pipeline.publish.cosmos import within
+        from aoai_usage_pipeline.publish.documents import CONTAINERS
+
+        lake = self.lake
+
+        def look() -> dict[dt.date, str]:
+            found: dict[dt.date, str] = {}
+            for table, container in CONTAINERS.items():
+                if not self.cosmos_off(table) and self._impatient_cosmos:
+                    for day, version in self._impatient_cosmos.unpublished(container, lake).items():
+                        found[day] = digest(found.get(day), version)
+            if self._impatient_cosmos:
+                for period, version in self._impatient_cosmos.unpublished_statements(lake).items():
+                    _, last = days_of(period)
+                    found[last] = digest(found.get(last), version)
+            return found
+
+        return within(_LOOK_SECONDS, look, self.settings.cosmos_endpoint)
 
     def unequal_in_cosmos(self, table: str, days: Sequence[dt.date]) -> list[dict[str, object]]:
         """Where the documents of usage dates do not add up to the table in the lake; nothing when it is off. Raises `CosmosError`."""

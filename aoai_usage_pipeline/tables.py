@@ -265,6 +265,20 @@ def document_fields(columns: tuple[Column, ...]) -> tuple[Column, ...]:
     return tuple(fields)
 
 
+STATEMENT_FIELDS = (
+    Column("billingPeriod", "string", "the closed month, such as 2026-09"),
+    Column("costCenter", "string", "who pays"),
+    Column("statements", "array", "one statement for each currency; usage without a price is one without a currency"),
+    Column("statements[].currency", "string", "currency of its amounts"),
+    Column("statements[].total", "string", "exactly the sum of its lines; totalNumber is the nearest number"),
+    Column("statements[].amount", "string", "what is charged: the total in whole cents"),
+    Column("statements[].rounding", "string", "the difference of amount and total"),
+    Column("statements[].dailyLines", "number", "number of lines of daily_billing it is made of"),
+    Column("statements[].digest", "string", "SHA-256 over these lines"),
+    Column("statements[].lines", "array", "the lines of one deployment, meter and price together: quantity, unitPrice, unitTokens, cost and more"),
+)
+"""What a document of the container `statements` has."""
+
 DIMENSIONS = ("usage_date", *names(_columns(_PAYER + _OWNER + _DEPLOYMENT)))
 """What the daily tables keep apart: day, payer, owner and deployment."""
 

@@ -411,7 +411,7 @@ def _kind(path: str, headers: Any) -> str:
 
 
 def _resource(data: dict[str, Any]) -> dict[str, Any]:
-    rid = base64.b64encode(hashlib.sha256(data["id"].encode()).digest()[:8]).decode()
+    rid = base64.b64encode(uuid.uuid4().bytes[:8]).decode()
     return data | {"_rid": rid, "_self": f"{rid}/", "_etag": '"1"', "_ts": int(time.time())}
 
 

@@ -1,6 +1,8 @@
 """The whole pipeline over Blob containers, for real: the same bill as over folders, however often it is made."""
 
+import base64
 import datetime as dt
+import logging
 import uuid
 
 import duckdb
@@ -92,3 +94,20 @@ def test_reference_data_in_a_container_is_read_anew_and_its_faults_name_it(tmp_p
     monkeypatch.setenv("AOAI_REFERENCE_DIR", url)
     code, _, complaint = aoai_usage("prices", "import", "list.json")
     assert code == 2 and "download price_book.csv" in complaint
+
+
+def test_logs_have_no_keys_and_no_content_at_any_level(tmp_path, azurite, caplog):
+    caplog.set_level(logging.DEBUG)
+    endpoint, connection_string = azurite
+    key = connection_string.split("AccountKey=")[1].split(";")[0]
+    name = uuid.uuid4().hex
+    urls = {"capture_url": f"{endpoint}/capture-{name}", "lake_url": f"{endpoint}/lake-{name}"}
+    pipeline = installation(tmp_path, **urls, storage_connection_string=connection_string, hash_key="a hash key nobody may see", keep_content="on")
+    event = seed_event("r1", DAY, chat(10, 5), Prompt="a prompt nobody may see")
+    put(pipeline.settings.capture_url, blob_name(DAY), capture_file([Captured(event, DAY, 0)]), connection_string)
+    run_all(pipeline, DAY.date(), DAY.date())
+    assert rows(pipeline, "SELECT sum(requests) FROM daily_usage") == [(1,)]
+    said = "\n".join(f"{record.getMessage()} {record.args} {record.exc_text}" for record in caplog.records)
+    assert "'Authorization': 'REDACTED'" in said
+    for secret in (key, base64.b64decode(key).hex(), "SharedKey", "sig=", "nobody may see", "prompt_tokens"):
+        assert secret not in said

@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import dataclasses
 import datetime as dt
 import json
 import logging
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
@@ -29,8 +31,10 @@ from azure.cosmos.exceptions import CosmosBatchOperationError, CosmosHttpRespons
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from aoai_usage_pipeline import pipeline as pipeline_module
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.definitions import build_defs
+from aoai_usage_pipeline.defs import capture as capture_defs
 from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.publish import cosmos as publisher
@@ -42,6 +46,7 @@ from aoai_usage_pipeline_tests import support
 from aoai_usage_pipeline_tests.conftest import ROOT
 from aoai_usage_pipeline_tests.cosmos_server import KEY, CosmosServer, Fault, Request
 from aoai_usage_pipeline_tests.support import DAY, Run, capture, chat, installation, run_all, seed_event
+from aoai_usage_pipeline_tests.test_dagster import RANGE_END, RANGE_START, Sensor, capture_days
 
 DATE = DAY.date()
 TODAY = dt.datetime.now(dt.UTC).date()
@@ -455,7 +460,7 @@ def test_a_publisher_that_is_killed_leaves_what_the_next_one_mends(server: Cosmo
     """Killed at a random request, before or after the server did it."""
     published_before(server, lake)
     rng = random.Random(seed)
-    at, outcome, killed = server.requests + rng.randrange(2, 20), rng.choice(["cut", None]), threading.Event()
+    at, outcome, killed = server.requests + rng.randrange(2, 21), rng.choice(["cut", None]), threading.Event()
     children = multiprocessing.get_context("forkserver")
     children.set_forkserver_preload([__name__])
     child = children.Process(target=publish_in_child, args=(server.endpoint, str(tmp_path / "lake")))
@@ -473,7 +478,10 @@ def test_a_publisher_that_is_killed_leaves_what_the_next_one_mends(server: Cosmo
     assert child.exitcode in (-signal.SIGKILL, 0)
     server.fault = lambda request: None
     mended = Cosmos(server.endpoint, DATABASE, KEY)
+    # what is not known to be there is published again, and only what is there is known
+    assert (list(mended.unpublished(DAILY_BILLING, lake)) == [DATE]) == (child.exitcode != 0)
     publish(mended, DAILY_BILLING, lake, DATE)
+    assert mended.unpublished(DAILY_BILLING, lake) == {}
     assert Account(server.endpoint, KEY).documents(DAILY_BILLING) == expected(DAILY_BILLING, AFTER)
     assert mended.unequal(DAILY_BILLING, lake, [DATE]) == []
     assert counts(publish(mended, DAILY_BILLING, lake, DATE)) == (0, 600, 0)
@@ -506,7 +514,164 @@ def test_several_publishers_at_once_converge(server: CosmosServer, lake: ObjectS
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(publish, Cosmos(server.endpoint, DATABASE, KEY), DAILY_BILLING, lake, DATE) for _ in range(3)]
     assert all(run.exception() is None for run in runs)
+    assert Cosmos(server.endpoint, DATABASE, KEY).unpublished(DAILY_BILLING, lake) == {}
     assert Account(server.endpoint, KEY).documents(DAILY_BILLING) == expected(DAILY_BILLING, AFTER)
+
+
+# --- what the lake remembers of it ----------------------------------------------------------------------------------------------------
+
+
+def test_days_that_are_not_in_the_container_are_known_without_reading_them(account: Account, lake: ObjectStore) -> None:
+    tomorrow, cosmos = DATE + dt.timedelta(1), account.cosmos
+
+    def unpublished() -> set[dt.date]:
+        return set(cosmos.unpublished(DAILY_BILLING, lake))
+
+    assert unpublished() == set()
+    for number, day in enumerate((DATE, tomorrow)):
+        put_day(lake, DAILY_BILLING, day, [line(number, usage_date=day)])
+    assert unpublished() == {DATE, tomorrow}
+    publish(cosmos, DAILY_BILLING, lake, DATE)
+    assert unpublished() == {tomorrow}
+    publish(cosmos, DAILY_BILLING, lake, tomorrow)
+    assert unpublished() == set() == set(Cosmos(account.endpoint, DATABASE, account.key).unpublished(DAILY_BILLING, lake))
+    put_day(lake, DAILY_BILLING, DATE, [line(2)])
+    Days(lake, "daily_billing").delete(tomorrow)
+    assert unpublished() == {DATE, tomorrow}
+    for day in (DATE, tomorrow):
+        publish(cosmos, DAILY_BILLING, lake, day)
+    assert unpublished() == set()
+    # without its memory, or with a damaged one, the lake asks for everything again, which costs reading
+    [remembered] = lake.objects("published/")
+    for lost in (lambda: lake.delete(remembered.name), lambda: lake.write(remembered.name, b"{", replacing=lake.etag(remembered.name))):
+        lost()
+        assert unpublished() == {DATE}
+        assert counts(publish(cosmos, DAILY_BILLING, lake, DATE)) == (0, 1, 0)
+        assert unpublished() == set()
+
+
+def test_another_account_and_a_container_that_was_created_again_have_nothing(server: CosmosServer, lake: ObjectStore) -> None:
+    put_day(lake, DAILY_BILLING, DATE, [line(1)])
+    account = Account(server.endpoint, KEY)
+    publish(account.cosmos, DAILY_BILLING, lake, DATE)
+    with CosmosServer() as other:
+        elsewhere = Cosmos(other.endpoint, DATABASE, KEY)
+        assert list(elsewhere.unpublished(DAILY_BILLING, lake)) == [DATE]
+    assert list(Cosmos(server.endpoint, "another", KEY).unpublished(DAILY_BILLING, lake)) == [DATE]
+    publish(Cosmos(server.endpoint, "another", KEY), DAILY_BILLING, lake, DATE)
+    assert account.cosmos.unpublished(DAILY_BILLING, lake) == {}
+    account._client.get_database_client(DATABASE).delete_container("daily-billing")
+    again = Cosmos(server.endpoint, DATABASE, KEY)
+    assert list(again.unpublished(DAILY_BILLING, lake)) == [DATE]
+    assert counts(publish(again, DAILY_BILLING, lake, DATE)) == (1, 0, 0)
+
+
+def test_days_that_the_container_does_not_keep_are_not_missing(server: CosmosServer, lake: ObjectStore) -> None:
+    for age in (USAGE_DAYS, USAGE_DAYS - 1):
+        day = TODAY - dt.timedelta(age)
+        put_day(lake, USAGE, day, [request("r", usage_date=day)])
+    assert list(Cosmos(server.endpoint, DATABASE, KEY).unpublished(USAGE, lake)) == [TODAY - dt.timedelta(USAGE_DAYS - 1)]
+
+
+# --- the sensor ------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sensor(tmp_path: Path, server: CosmosServer) -> Iterator[Sensor]:
+    start = TODAY - dt.timedelta(60)
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield Sensor(installation(tmp_path, start_date=start, cosmos_endpoint=server.endpoint, cosmos_key=KEY), instance)
+
+
+def days_ago(number: int) -> str:
+    return str(TODAY - dt.timedelta(number))
+
+
+def billed_days(sensor: Sensor, first: int, last: int) -> None:
+    """A request on each day from some days ago to some days ago, billed without Cosmos DB."""
+    days = [TODAY - dt.timedelta(n) for n in range(first, last - 1, -1)]
+    capture_days(sensor.pipeline, dt.datetime.combine(days[0], dt.time()), len(days))
+    run_all(installation(Path(sensor.pipeline.settings.lake_url).parent, start_date=sensor.pipeline.settings.start_date), days[0], days[-1])
+
+
+def published_days(server: CosmosServer) -> set[str]:
+    return {document["usageDate"] for document in server.documents("daily-billing")}
+
+
+def test_a_day_that_could_not_be_published_is_asked_for_until_it_is(sensor: Sensor, server: CosmosServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture_days(sensor.pipeline, dt.datetime.combine(TODAY - dt.timedelta(40), dt.time()), 1)
+    day = days_ago(40)
+    server.fault = lambda request: 403 if request.kind == "batch" else None
+    asked = sensor.settle()
+    assert asked[:2] == [("ingest", day, day), ("bill", day, day)] and set(asked[2:]) == {("publish", day, day)}
+    assert 1 <= len(asked[2:]) <= 3 and "publish failed 3 times" in sensor.skipped
+    # a restart and a reset cursor do not forget it, and an hour later it is tried again by itself
+    sensor.pipeline = Pipeline(sensor.pipeline.settings)
+    assert sensor.tick() == []
+
+    class Later(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> "Later":
+            return super().now(tz) + dt.timedelta(hours=1)
+
+    later = types.SimpleNamespace(**vars(dt) | {"datetime": Later})
+    with monkeypatch.context() as patch:
+        patch.setattr(capture_defs, "dt", later)
+        assert [request.job_name for request in sensor.tick()] == ["publish"]
+    sensor.cursor = None
+    server.fault = lambda request: None
+    assert sensor.settle() == [("publish", day, day)]
+    assert published_days(server) == {day} and server.written == 2
+
+
+def test_what_was_billed_without_cosmos_db_is_published_a_month_at_a_time_newest_first(sensor: Sensor, server: CosmosServer) -> None:
+    billed_days(sensor, 45, 0)
+    [request] = sensor.tick()
+    first, last = days_ago(30), days_ago(0)
+    assert (request.job_name, request.tags[RANGE_START], request.tags[RANGE_END]) == ("publish", first, last)
+    job = build_defs(pipeline=sensor.pipeline).resolve_job_def("publish")
+    run = sensor.instance.create_run_for_job(job, tags=dict(request.tags), status=dg.DagsterRunStatus.STARTED)
+    assert sensor.tick() == []  # one run at a time
+    sensor.instance.report_run_failed(run)
+    assert sensor.settle() == [("publish", first, last), ("publish", days_ago(45), days_ago(31))]
+    assert published_days(server) == {days_ago(n) for n in range(46)}
+    # a server that begins empty gets everything
+    with CosmosServer() as empty:
+        sensor.pipeline = Pipeline(dataclasses.replace(sensor.pipeline.settings, cosmos_endpoint=empty.endpoint))
+        assert len(sensor.settle()) == 2 and len(published_days(empty)) == 46
+
+
+def test_days_that_a_bill_is_asked_for_are_not_asked_for_twice(sensor: Sensor, server: CosmosServer) -> None:
+    billed_days(sensor, 10, 9)
+    sensor.settle()
+    sensor.cursor = None
+    support.reference(Path(sensor.pipeline.settings.reference_dir), support.PRICE_BOOK.replace("2.50", "3.50"))
+    assert sensor.settle() == [("bill", days_ago(10), days_ago(9))]
+    assert published_days(server) == {days_ago(10), days_ago(9)}
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_cosmos_db_that_cannot_be_asked_holds_up_nothing(
+    sensor: Sensor, server: CosmosServer, monkeypatch: pytest.MonkeyPatch, silent: bool
+) -> None:
+    billed_days(sensor, 10, 9)
+    monkeypatch.setattr(pipeline_module, "_LOOK_SECONDS", 1 if silent else 30)
+    silence = threading.Event()
+
+    def fault(request: Request) -> Fault:
+        return "cut" if silent and silence.wait(30) else 403
+
+    server.fault = fault
+    started = time.monotonic()
+    assert sensor.tick() == []
+    assert time.monotonic() - started < 10
+    assert "Cosmos DB cannot be asked what it has" in sensor.skipped and ("no answer" in sensor.skipped) == silent
+    capture_days(sensor.pipeline, dt.datetime.combine(TODAY, dt.time()), 1, number=100)
+    assert [request.job_name for request in sensor.tick()] == ["ingest"]
+    silence.set()
+    server.fault = lambda request: None
+    monkeypatch.undo()
+    assert ("publish", days_ago(10), days_ago(9)) in sensor.settle()
 
 
 # --- keys and logs -------------------------------------------------------------------------------------------------------------------
@@ -540,19 +705,26 @@ def test_settings() -> None:
             Settings.from_env({f"AOAI_COSMOS_{name}": value})
 
 
-def test_logs_have_no_keys_and_no_documents(server: CosmosServer, lake: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO)
+def test_logs_have_no_keys_and_no_documents_at_any_level(server: CosmosServer, lake: ObjectStore, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     put_day(lake, DAILY_BILLING, DATE, [line(1, product="Very private product")])
     cosmos = Cosmos(server.endpoint, DATABASE, KEY, patience=dt.timedelta())
-    server.fault = lambda request: 503 if request.kind == "batch" else None
-    with pytest.raises(CosmosError) as failed:
-        publish(cosmos, DAILY_BILLING, lake, DATE)
+    failures = []
+    for fault in (503, 403, "cut"):
+        server.fault = lambda request, fault=fault: fault if request.kind == "batch" else None  # type: ignore[misc]
+        with pytest.raises(CosmosError) as failed:
+            publish(cosmos, DAILY_BILLING, lake, DATE)
+        failures += [str(failed.value), str(failed.value.__cause__)]
     server.fault = lambda request: None
     publish(cosmos, DAILY_BILLING, lake, DATE)
     cosmos.unequal(DAILY_BILLING, lake, [DATE])
-    told = caplog.text + str(failed.value) + str(failed.value.__cause__)
-    assert KEY not in told and "sig" not in told and "private" not in told and line(1)["line_id"] not in told
-    assert not [record for record in caplog.records if record.name.startswith("azure") and record.levelno <= logging.INFO]
+    server.tamper("daily-billing", line(1)["line_id"], cost="7")
+    publish(cosmos, DAILY_BILLING, lake, DATE)
+    assert server.documents("daily-billing")[0]["product"] == "Very private product"
+    assert any(record.name.startswith("urllib3") and record.levelno == logging.DEBUG for record in caplog.records)
+    told = "\n".join([f"{record.getMessage()} {record.args} {record.exc_text}" for record in caplog.records] + failures)
+    for secret in (KEY, "sig=", "sig%3d", "private", line(1)["line_id"], "Sales"):
+        assert secret not in told
 
 
 # --- the server refuses what Cosmos DB refuses ---------------------------------------------------------------------------------------
@@ -642,7 +814,9 @@ def test_the_job_publishes_each_day_and_says_what_it_took(billable: Path, server
     assert first["request_charge"] > 0 and first["published"] == "yes"
     assert metadata(result, "cosmos_daily_billing", DATE + dt.timedelta(1))["written"] == 2
     assert metadata(result, "cosmos_usage", DATE)["published"] == "no: AOAI_COSMOS_USAGE is off"
-    assert {name: e.passed for name, e in evaluations(result).items()} == {"cosmos_daily_billing": True, "cosmos_usage": True}
+    assert {name: e.passed for name, e in evaluations(result).items()} == {
+        "cosmos_daily_billing": True, "cosmos_usage": True, "cosmos_statements": True,
+    }  # fmt: skip
     assert evaluations(result)["cosmos_usage"].description == "not compared: AOAI_COSMOS_USAGE is off"
     assert sum(Decimal(d["cost"]) for d in server.documents("daily-billing")) == Decimal("0.003075")
     assert list(server.databases[DATABASE]) == ["daily-billing"]
@@ -689,6 +863,87 @@ def test_a_document_that_differs_fails_the_run(billable: Path, server: CosmosSer
     assert (row.data["cost_center"], row.data["cost"]) == ("CC-1", "0.003")
     server.fault = lambda request: None
     assert run_bill(pipeline).success
+
+
+# --- statements ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def closed(tmp_path: Path, server: CosmosServer) -> Pipeline:
+    """August is closed: CC-1 has priced usage, CC-2 only some without a price."""
+    at = dt.datetime(2026, 8, 20, 12)
+    unpriced = support.hub_event("r3", at, 10, 5, 15, model="mystery")
+    capture(tmp_path, at, seed_event("r1", at, chat(1001, 100, 400)), seed_event("r2", at, chat(10, 5)), unpriced)
+    run_all(installation(tmp_path), at.date(), at.date())
+    pipeline = installation(tmp_path, cosmos_endpoint=server.endpoint, cosmos_key=KEY)
+    pipeline.close("2026-08", accept_unpriced=True)
+    return pipeline
+
+
+def statements_run(pipeline: Pipeline) -> tuple[dg.ExecuteInProcessResult, dict[str, Any]]:
+    """`cosmos_statements` materialized on its own, and its metadata."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = build_defs(pipeline=pipeline).get_implicit_global_asset_job_def()
+        quiet = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+        keys = [dg.AssetKey("cosmos_statements")]
+        checks = {dg.AssetCheckKey(keys[0], "documents_equal_ledger")}
+        result = job.get_subset(asset_selection=set(keys), asset_check_selection=checks).execute_in_process(
+            instance=instance, raise_on_error=False, run_config=quiet
+        )
+    [made] = result.asset_materializations_for_node("cosmos_statements")
+    return result, {name: value.value for name, value in made.metadata.items()}
+
+
+def test_statements_of_closed_months_are_documents(closed: Pipeline, server: CosmosServer) -> None:
+    assert closed.unpublished_in_cosmos().keys() == {dt.date(2026, 8, 20), dt.date(2026, 8, 31)}
+    result, made = statements_run(closed)
+    assert result.success and (made["published"], made["written"]) == ("2026-08", 2)
+    client = CosmosClient(server.endpoint, KEY).get_database_client(DATABASE).get_container_client("statements")
+    [statement] = client.read_item("CC-1", "2026-08")["statements"]
+    expected = closed.statements("2026-08")[0]
+    assert (statement["currency"], statement["digest"], statement["dailyLines"]) == ("USD", expected.digest, expected.daily_lines)
+    total = (601 + 10) * Decimal("2.5") / 10**6 + 400 * Decimal("1.25") / 10**6 + 105 * Decimal(10) / 10**6
+    assert (statement["total"], statement["totalNumber"]) == (str(total.normalize()), float(total))
+    assert (statement["amount"], Decimal(statement["rounding"])) == ("0", -total)
+    assert sum(Decimal(line["cost"]) for line in statement["lines"]) == total and {"input", "output"} < {line["meter"] for line in statement["lines"]}
+    [without] = client.read_item("CC-2", "2026-08")["statements"]
+    assert (without["currency"], without["total"], {line["cost"] for line in without["lines"]}) == (None, "0", {None})
+    assert without["lines"][0]["pricingStatus"] == "unpriced" and without["lines"][0]["unitPriceNumber"] is None
+    # again: read and left alone, however Cosmos DB writes its numbers
+    server.tamper("statements", "CC-1", statements=[json.loads(json.dumps(statement).replace(".0,", ","))])
+    written = server.written
+    result, made = statements_run(closed)
+    assert result.success and (made["written"], made["unchanged"], server.written) == (0, 2, written)
+    assert closed.unpublished_in_cosmos().keys() == {dt.date(2026, 8, 20)}
+
+
+def test_a_statement_that_was_tampered_with_fails_the_check_and_is_mended(closed: Pipeline, server: CosmosServer) -> None:
+    statements_run(closed)
+    stray = server.documents("statements")[0] | {"id": "CC-9", "costCenter": "CC-9"}
+    client = CosmosClient(server.endpoint, KEY).get_database_client(DATABASE).get_container_client("statements")
+    client.create_item(stray)
+    changed = [statement | {"total": "1"} for statement in client.read_item("CC-1", "2026-08")["statements"]]
+    server.tamper("statements", "CC-1", statements=changed)
+    rows = closed.unequal_statements_in_cosmos(None)
+    assert [(row["cost_center"], row["totals_found"]) for row in rows] == [("CC-1", "1 USD"), ("CC-9", str(rows[1]["totals_found"]))]
+    assert closed.unequal_statements_in_cosmos([DATE]) == []
+    result, made = statements_run(closed)
+    assert result.success and (made["written"], made["deleted"]) == (1, 1)
+    assert closed.unequal_statements_in_cosmos(None) == []
+
+
+def test_the_sensor_publishes_a_month_that_was_closed(closed: Pipeline, server: CosmosServer) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        sensor = Sensor(closed, instance)
+        assert sensor.settle() == [("publish", "2026-08-31", "2026-08-31"), ("publish", "2026-08-20", "2026-08-20")]
+        assert {document["id"] for document in server.documents("statements")} == {"CC-1", "CC-2"}
+        assert sensor.settle() == []
+
+
+def test_without_a_closed_month_there_is_no_container_for_statements(billable: Path, server: CosmosServer) -> None:
+    pipeline = installation(billable, cosmos_endpoint=server.endpoint, cosmos_key=KEY)
+    assert run_bill(pipeline).success
+    assert list(server.databases[DATABASE]) == ["daily-billing"]
 
 
 def test_bill_publishes_to_cosmos_db(root: Path, aoai_usage: Run, server: CosmosServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,16 @@ def page(ui: str) -> Iterator[object]:
 
 def test_the_graph_shows_every_asset(ui, page):
     page.goto(f"{ui}/asset-groups")
-    for asset in ("drained_events", "raw_events", "enriched_usage", "daily_usage", "daily_billing", "usage_warehouse"):
+    for asset in (
+        "raw_events",
+        "enriched_usage",
+        "daily_usage",
+        "daily_billing",
+        "usage_warehouse",
+        "cosmos_daily_billing",
+        "cosmos_usage",
+        "cosmos_statements",
+    ):
         page.get_by_text(asset, exact=True).first.wait_for()
     if target := os.environ.get("SCREENSHOTS"):
         page.wait_for_timeout(3000)

@@ -1,8 +1,13 @@
-"""Documents per second of the Cosmos DB publisher against the bare SDK: the same documents, batches and local server, in one run."""
+"""Documents per second of the Cosmos DB publisher against the bare SDK: the same documents, batches and local server, in one run.
+
+With `--million` instead: a month of a million lines is published, then published again, which must write nothing.
+"""
 
 import argparse
 import datetime as dt
 import itertools
+import multiprocessing
+import resource
 import statistics
 import subprocess
 import sys
@@ -10,10 +15,10 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import duckdb
 from azure.cosmos import CosmosClient, PartitionKey
 
 from aoai_usage_pipeline import tables
@@ -22,13 +27,14 @@ from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.publish.cosmos import Cosmos
 from aoai_usage_pipeline.publish.documents import DAILY_BILLING, lines
 from aoai_usage_pipeline.storage import ObjectStore, open_store
-from aoai_usage_pipeline_tests.cosmos_server import KEY
+from aoai_usage_pipeline_tests.cosmos_server import KEY, CosmosServer
 
 FIRST, COST_CENTERS, SIZE = dt.date(2026, 10, 1), 20, 100
+MONTH, MILLION = 31, 1_000_000
 
 
-def fill(lake: ObjectStore, days: int, number: int) -> None:
-    """Days of `daily_billing` with this number of lines each."""
+def fill(lake: ObjectStore, numbers: list[int]) -> None:
+    """Days of `daily_billing` with these numbers of lines."""
     made = {
         "billing_period": "'2026-10'", "subscription_id": "'team-' || n % 200", "team": f"'Team ' || n % {COST_CENTERS}",
         "cost_center": f"'CC-' || n % {COST_CENTERS}", "department": "'Research'", "deployment": "'chat-' || n % 30", "model": "'gpt-4o'",
@@ -37,10 +43,12 @@ def fill(lake: ObjectStore, days: int, number: int) -> None:
         "list_cost": "n * 0.0000025::DECIMAL(38,15)", "contracted_cost": "n * 0.0000025::DECIMAL(38,15)", "currency": "'USD'",
         "pricing_status": "'priced'", "usage_source": "'reported'",
     }  # fmt: skip
-    for day in (FIRST + dt.timedelta(n) for n in range(days)):
+    for n, number in enumerate(numbers):
+        day = FIRST + dt.timedelta(n)
         values = made | {"usage_date": f"'{day}'", "line_id": f"left(sha256('{day}' || n), 24)"}
         select = ", ".join(f'CAST({values.get(c.name, "NULL")} AS {c.type}) AS "{c.name}"' for c in tables.DAILY_BILLING)
-        with duckdb.connect() as db:
+        with engine.connect(lake.staging()) as db:
+            db.execute("SET enable_progress_bar = false")
             staged = engine.stage(db, lake.staging(), f"SELECT {select} FROM range({number}) AS r(n)")
         Days(lake, "daily_billing").replace(day, staged, replacing=None)
 
@@ -80,12 +88,62 @@ def bare_ready(endpoint: str, database: str, lake: ObjectStore, days: list[dt.da
     return bare(endpoint, database, lake, days, ready=True)
 
 
+def serve(pipe: Connection) -> None:
+    """The server in a process of its own: says its endpoint, and whenever asked how many requests came and how many documents were changed."""
+    with CosmosServer() as server:
+        pipe.send(server.endpoint)
+        while pipe.recv():
+            pipe.send((server.requests, server.written))
+
+
+def publish_month(pipe: Connection, endpoint: str, url: str) -> None:
+    """Publish the month in a process of its own, so that the memory is that of publishing and nothing else."""
+    days = [FIRST + dt.timedelta(n) for n in range(MONTH)]
+    lake, start = open_store(url, create=False), time.perf_counter()
+    done = [published for _, published in Cosmos(endpoint, "million", KEY).publish(DAILY_BILLING, lake, days)]
+    counts = tuple(sum(getattr(one, name) for one in done) for name in ("written", "unchanged", "deleted"))
+    pipe.send((*counts, time.perf_counter() - start, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def million() -> None:
+    spawn = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        lake = open_store(str(Path(folder) / "lake"), create=True)
+        fill(lake, [MILLION * (n + 1) // MONTH - MILLION * n // MONTH for n in range(MONTH)])
+        asked, pipe = spawn.Pipe()
+        server = spawn.Process(target=serve, args=(pipe,))
+        server.start()
+        endpoint = asked.recv()
+        seen = 0, 0
+        for expected in ((MILLION, 0, 0), (0, MILLION, 0)):
+            result, pipe = spawn.Pipe()
+            client = spawn.Process(target=publish_month, args=(pipe, endpoint, lake.url))
+            client.start()
+            written, unchanged, deleted, seconds, cpu, mebibytes = result.recv()
+            client.join()
+            asked.send(True)
+            now = asked.recv()
+            requests, changed = (after - before for after, before in zip(now, seen, strict=True))
+            seen = now
+            print(
+                f"{written:,} written, {unchanged:,} unchanged, {deleted:,} deleted; the server changed {changed:,} in {requests:,} requests",
+                flush=True,
+            )
+            print(f"    {seconds:.0f} s, {cpu:.0f} s of CPU and {mebibytes:,.0f} MiB of the client", flush=True)
+            assert (written, unchanged, deleted) == expected and changed == written
+        asked.send(False)
+        server.join()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--days", type=int, default=10)
     parser.add_argument("--lines", type=int, default=2000, help="lines a day")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--million", action="store_true", help="publish a month of a million lines twice instead; takes 5 GiB for the server")
     given = parser.parse_args()
+    if given.million:
+        return million()
     days = [FIRST + dt.timedelta(n) for n in range(given.days)]
     command = [sys.executable, "-m", "aoai_usage_pipeline_tests.cosmos_server"]
     with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -93,7 +151,7 @@ def main() -> None:
         endpoint = server.stdout.readline().split()[0].split("=", 1)[1]
         try:
             lake = open_store(str(Path(folder) / "lake"), create=True)
-            fill(lake, given.days, given.lines)
+            fill(lake, [given.lines] * given.days)
             ratios: dict[str, list[tuple[float, float]]] = {"bare": [], "bare_ready": []}
             for n in range(given.rounds):
                 rates = {}

@@ -54,8 +54,14 @@ class Periods:
 
     def closed(self) -> list[str]:
         """The closed months, oldest first."""
-        names = (stored.name for stored in self._lake.objects(_FOLDER))
-        return sorted(match[1] for name in names if (match := re.fullmatch(rf"{_FOLDER}billing_period=([0-9-]+)/data\.parquet", name)))
+        return sorted(self.etags())
+
+    def etags(self) -> dict[str, str]:
+        """The ETag of every closed month's lines."""
+        found = (
+            (re.fullmatch(rf"{_FOLDER}billing_period=([0-9-]+)/data\.parquet", stored.name), stored.etag) for stored in self._lake.objects(_FOLDER)
+        )
+        return {match[1]: etag for match, etag in found if match}
 
     def lines(self, periods: Sequence[str]) -> str:
         """SQL: a FROM item with the frozen lines of closed months."""

@@ -111,12 +111,14 @@ def _shown(value: Any) -> str:
 
 
 def build_jobs() -> tuple[Any, ...]:
-    """`ingest` (capture dates), `bill` (usage dates), and `daily_run` (both, for the schedule)."""
+    """`ingest` (capture dates), `bill` (usage dates), `publish` (usage dates that are billed), and `daily_run` (all, for the schedule)."""
     raw = dg.AssetSelection.assets("raw_events")
-    rest = dg.AssetSelection.assets("enriched_usage", "daily_usage", "daily_billing", "usage_warehouse", "cosmos_daily_billing", "cosmos_usage")
+    documents = dg.AssetSelection.assets("cosmos_daily_billing", "cosmos_usage", "cosmos_statements")
+    rest = dg.AssetSelection.assets("enriched_usage", "daily_usage", "daily_billing", "usage_warehouse") | documents
     return (
         dg.define_asset_job("ingest", raw, description="Read new and changed capture files of some capture dates."),
         dg.define_asset_job("bill", rest, description="Enrich, bill and publish some usage dates."),
+        dg.define_asset_job("publish", documents, description="Make Cosmos DB equal to the lake for some usage dates and their closed months."),
         dg.define_asset_job("daily_run", raw | rest, description="Ingest, bill and publish a range of days."),
     )
 

@@ -38,6 +38,8 @@ SILENCE_SECONDS = 300
 """A run that works writes to its log more often than this."""
 SPAN_REACH = 8
 """Days this close share a run: the unchanged days between them, weekends say, cost nothing."""
+DAYS_PUBLISHED = 31
+"""How many days a run that only publishes has at the most; there is one such run at a time."""
 
 _BALANCED = "captured_is_parsed_plus_quarantined"
 _CHECKS = {
@@ -50,8 +52,8 @@ _CHECKS = {
 }
 
 
-def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
-    """The asset `raw_events` and its checks."""
+def build(partitions: dg.PartitionsDefinition, *, drained: bool) -> tuple[dg.AssetsDefinition, dg.AssetChecksDefinition]:
+    """The asset `raw_events` and its checks. `drained`: the capture files come from `drained_events`."""
 
     @dg.asset(
         partitions_def=partitions,
@@ -59,7 +61,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
         group_name=GROUP,
         owners=OWNERS,
         kinds={"azureblob", "parquet"},
-        deps=["drained_events"],
+        deps=["drained_events"] if drained else [],
         metadata=schema_metadata("raw_events", tables.RAW_EVENTS),
     )
     def raw_events(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
@@ -113,42 +115,66 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[dg.AssetsDefinition, dg.
     return raw_events, checks
 
 
-def build_sensor(ingest: Any, bill: Any, daily_run: Any, start_date: dt.date, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
-    """The sensor `capture_files`: ingest what is new or changed, then bill again whatever became stale."""
+def build_sensor(ingest: Any, bill: Any, publish: Any, daily_run: Any, start_date: dt.date, status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
+    """The sensor `capture_files`: ingest what is new or changed, bill again whatever became stale, publish what is not in Cosmos DB."""
 
     @dg.sensor(
-        jobs=[ingest, bill],
+        jobs=[ingest, bill, publish],
         minimum_interval_seconds=60,
         default_status=status,
         description="Looks for new or changed capture files and asks for runs that ingest them, then for runs that bill every usage date "
-        "that became stale, however old. What was ingested is told by the lake; the cursor only remembers how often a day was asked for.",
+        "that became stale, however old, and for runs that publish what Cosmos DB does not have. What was ingested and published is told by the "
+        "lake; the cursor only remembers how often a day was asked for.",
     )
     @telemetry.tick
     def capture_files(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SensorResult:
         state = _State.load(context.cursor)
-        changed = _look(pipeline, state, start_date, dt.datetime.now(dt.UTC).date())
-        first = (start_date, dt.datetime.now(dt.UTC).date())
-        stale = {day: input_digest for day, input_digest in pipeline.stale_usage_dates().items() if first[0] <= day <= first[1]}
+        now = dt.datetime.now(dt.UTC)
+        changed = _look(pipeline, state, start_date, now.date())
+        stale = pipeline.stale_usage_dates()
+        unpublished, notes = _unpublished(pipeline, now)
+        stale, unpublished = ({day: found[day] for day in found if start_date <= day <= now.date()} for found in (stale, unpublished))
         requests: list[dg.RunRequest] = []
-        notes: list[str] = []
-        scheduled = in_flight(context.instance, daily_run.name)
-        for job, wanted in ((ingest.name, changed), (bill.name, stale)):
-            running = in_flight(context.instance, job) | scheduled
+        scheduled, billed = in_flight(context.instance, daily_run.name), in_flight(context.instance, bill.name)
+        for job, wanted in ((ingest.name, changed), (bill.name, stale), (publish.name, unpublished)):
+            mine = in_flight(context.instance, job)
+            running = mine | scheduled | (billed if job == publish.name else set())
             asked = state.asked.setdefault(job, {})
             due, given_up = _due(wanted, asked, running)
-            for start, end in list(spans(due, SPAN_REACH))[: MAX_RUNS_PER_TICK - len(requests)]:
+            ranges = list(spans(due, SPAN_REACH))
+            if job == publish.name:
+                # the newest first, and the next when these are there
+                ranges = [] if mine else [(max(start, end - dt.timedelta(DAYS_PUBLISHED - 1)), end) for start, end in ranges[-1:]]
+            for start, end in ranges[: MAX_RUNS_PER_TICK - len(requests)]:
                 requests.append(dg.RunRequest(job_name=job, tags={RANGE_START: str(start), RANGE_END: str(end)}))
-                for day in due:
-                    if start <= day <= end:
-                        asked[str(day)] = (wanted[day], asked.get(str(day), ("", 0))[1] + 1)
+                days = [day for day in due if start <= day <= end]
+                asked |= {str(day): (wanted[day], asked.get(str(day), ("", 0))[1] + 1) for day in days}
+                if job == bill.name:
+                    billed |= set(days)  # that publishes them too
             if given_up:
-                notes.append(f"{job} failed {MAX_ATTEMPTS} times for {span(given_up)}: asked again when its input changes or the cursor is reset")
+                until = "in the next hour" if job == publish.name else "when its input changes or the cursor is reset"
+                notes.append(f"{job} failed {MAX_ATTEMPTS} times for {span(given_up)}: asked again {until}")
             if running:
                 notes.append(f"{job} is running for {span(sorted(running))}")
         notes += [] if requests else ["nothing new"]
         return dg.SensorResult(run_requests=requests, cursor=state.dump(), skip_reason=None if requests else "; ".join(notes))
 
     return capture_files
+
+
+def _unpublished(pipeline: Pipeline, now: dt.datetime) -> tuple[dict[dt.date, str], list[str]]:
+    """What Cosmos DB does not have, or why it cannot be asked.
+
+    What keeps it from being published passes by itself, so each hour is another reason to ask.
+    """
+    if not pipeline.settings.cosmos_endpoint:
+        return {}, []
+    from aoai_usage_pipeline.publish.cosmos import CosmosError
+
+    try:
+        return {day: f"{version} {now:%Y-%m-%dT%H}" for day, version in pipeline.unpublished_in_cosmos().items()}, []
+    except CosmosError as error:
+        return {}, [f"Cosmos DB cannot be asked what it has: {error}"]
 
 
 @dataclasses.dataclass

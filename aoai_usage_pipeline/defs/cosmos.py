@@ -1,12 +1,13 @@
-"""`cosmos_daily_billing` and `cosmos_usage`: the days in Cosmos DB, and the check that reads them back."""
+"""`cosmos_daily_billing`, `cosmos_usage` and `cosmos_statements`: days and closed months in Cosmos DB, and the check that reads them back."""
 
+import datetime as dt
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.defs.common import GROUP, ONE_RUN, OWNERS, check_result, checked_days, days_of, report, told
+from aoai_usage_pipeline.defs.common import GROUP, ONE_RUN, OWNERS, RANGE_END, RANGE_START, check_result, checked_days, days_of, report, told
 from aoai_usage_pipeline.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[list[dg.AssetsDefinition
                 _EQUAL, asset=name, description="Read back, the documents of the day have exactly the number, tokens and amounts of the lake."
             )
             for name in _ASSETS
+        ]
+        + [
+            dg.AssetCheckSpec(
+                _EQUAL, asset="cosmos_statements", description="Read back, the documents of closed months say exactly what their statements say."
+            )
         ],
         name="cosmos_checks",
         can_subset=True,
@@ -50,9 +56,43 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[list[dg.AssetsDefinition
             else:
                 rows = pipeline.unequal_in_cosmos(table, checked_days(context, Days(pipeline.lake, table).existing))
                 results.append(check_result(name, _EQUAL, dg.AssetCheckSeverity.ERROR, rows[:MAX_ROWS], "usage_date", len(rows)))
+        if dg.AssetCheckKey(dg.AssetKey("cosmos_statements"), _EQUAL) in context.selected_asset_check_keys:
+            if off := pipeline.cosmos_off("statements"):
+                results.append(dg.AssetCheckResult(passed=True, asset_key="cosmos_statements", check_name=_EQUAL, description=f"not compared: {off}"))
+            else:
+                rows = pipeline.unequal_statements_in_cosmos(_days(context))
+                results.append(check_result("cosmos_statements", _EQUAL, dg.AssetCheckSeverity.ERROR, rows[:MAX_ROWS], "billing_period", len(rows)))
         yield from report(context, results, [_EQUAL], "differs in Cosmos DB")
 
-    return [_asset(name, partitions) for name in _ASSETS], checks
+    return [*(_asset(name, partitions) for name in _ASSETS), cosmos_statements], checks
+
+
+@dg.asset(
+    deps=["daily_billing"],
+    backfill_policy=ONE_RUN,
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"cosmosdb"},
+    metadata={
+        "dagster/column_schema": dg.TableSchema(columns=[dg.TableColumn(c.name, c.type, description=c.description) for c in tables.STATEMENT_FIELDS]),
+        "dagster/table_name": "statements",
+    },
+)
+def cosmos_statements(context: dg.AssetExecutionContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.MaterializeResult:
+    """The statements of closed months as documents in Cosmos DB."""
+    if off := pipeline.cosmos_off("statements"):
+        return dg.MaterializeResult(metadata={"published": f"no: {off}"})
+    published = pipeline.publish_statements(_days(context))
+    return dg.MaterializeResult(metadata={"published": ", ".join(published) or "no month to publish", **_figures(*published.values())})
+
+
+def _days(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> list[dt.date] | None:
+    """The days of a run over days; None for a run without."""
+    tags = context.run.tags
+    if RANGE_START in tags:
+        first, last = (dt.date.fromisoformat(tags[tag]) for tag in (RANGE_START, RANGE_END))
+        return [first + dt.timedelta(n) for n in range((last - first).days + 1)]
+    return [dt.date.fromisoformat(tags["dagster/partition"])] if "dagster/partition" in tags else None
 
 
 def _asset(name: str, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:

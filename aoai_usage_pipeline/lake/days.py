@@ -30,14 +30,18 @@ class Days:
 
     def footers(self) -> dict[dt.date, tuple[dict[str, object], str]]:
         """`footer` of every day that has an object, for the price of one listing and the objects that changed since the last one."""
+        return {day: footer for day, etag in self.etags().items() if (footer := self._read(self.name(day), etag))}
+
+    def etags(self) -> dict[dt.date, str]:
+        """The ETag of every day that has an object, for the price of one listing."""
         found = {}
         for stored in self._lake.objects(f"{self.table}/"):
             try:
                 day = dt.date.fromisoformat(stored.name.split("/")[1].removeprefix("usage_date="))
             except ValueError:
                 continue  # somebody else's file
-            if stored.name == self.name(day) and (footer := self._read(stored.name, stored.etag)):
-                found[day] = footer
+            if stored.name == self.name(day):
+                found[day] = stored.etag
         return found
 
     def footer(self, day: dt.date) -> tuple[dict[str, object], str | None]:

@@ -1,4 +1,4 @@
-"""Cosmos DB for NoSQL: containers that equal the lake, one usage date after the other, by writing only what differs.
+"""Cosmos DB for NoSQL: containers that equal the lake, one usage date or closed month after the other, by writing only what differs.
 
 A day is read from the container first and from the lake after that, and every write is conditional on what was read. So a slow run cannot undo
 what a newer one wrote: it is refused, or sees afterwards that the lake has changed, and looks again.
@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -28,9 +28,11 @@ from azure.cosmos.exceptions import CosmosBatchOperationError, CosmosResourceExi
 
 from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.billing import digest
+from aoai_usage_pipeline.billing.periods import Periods
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days
-from aoai_usage_pipeline.publish.documents import Container, Document, Key, lines, number, source
+from aoai_usage_pipeline.publish.documents import STATEMENTS, Container, Document, Key, Part, Period, UsageDate, number, source
+from aoai_usage_pipeline.publish.marks import Marks
 from aoai_usage_pipeline.storage import ObjectStore
 
 PATIENCE = dt.timedelta(minutes=3)
@@ -85,6 +87,25 @@ def is_azure(endpoint: str) -> bool:
     return ".documents." in (urllib.parse.urlsplit(endpoint).hostname or "")
 
 
+def within(seconds: float, action: Callable[[], _T], what: str) -> _T:
+    """What an action gives, or `CosmosError` when that takes too long. The SDK and the sign-in have limits for their parts only, so the thread that
+    does it is not waited for any longer.
+    """
+    answer: Future[_T] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(action())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return answer.result(seconds)
+    except TimeoutError:
+        raise CosmosError(f"{what}: no answer for {seconds:.0f} seconds") from None
+
+
 class Cosmos:
     """A database. Azure is signed in to with `DefaultAzureCredential` and its containers must exist; an emulator takes the key, and there the
     database and the containers are created.
@@ -107,26 +128,63 @@ class Cosmos:
         """Make usage dates of the container equal to the lake, and say what each took. Raises `CosmosError`; then the next run goes on from what
         was written.
         """
-        # one connection for all days, because making one takes longer than a small day
-        with engine.connect(lake.staging()) as db:
-            for day in days:
-                yield day, self._publish(container, lake, day, db)
+        yield from zip(days, self._publish_all(container, lake, [UsageDate(container, lake, day) for day in days]), strict=True)
 
-    def _publish(self, container: Container, lake: ObjectStore, day: dt.date, db: duckdb.DuckDBPyConnection) -> Published:
-        days, throttled, charge = Days(lake, container.table), self._lanes.throttled, self._lanes.charge
+    def publish_statements(self, lake: ObjectStore, periods: Sequence[str]) -> Iterator[tuple[str, Published]]:
+        """The same for the statements of closed months."""
+        yield from zip(periods, self._publish_all(STATEMENTS, lake, [Period(lake, period) for period in periods]), strict=True)
+
+    def unpublished(self, container: Container, lake: ObjectStore) -> dict[dt.date, str]:
+        """Usage dates whose version in the lake was not published to the container, as far as the lake remembers, with a digest of that version
+        and the container. Raises `CosmosError`.
+        """
+        found = self._unmarked(container, lake, {str(day): etag for day, etag in Days(lake, container.table).etags().items()})
+        return {day: version for name, version in found.items() if container.keeps(day := dt.date.fromisoformat(name))}
+
+    def unpublished_statements(self, lake: ObjectStore) -> dict[str, str]:
+        """The same for closed months."""
+        closed = Periods(lake).etags()
+        return self._unmarked(STATEMENTS, lake, closed) if closed else {}
+
+    def _unmarked(self, container: Container, lake: ObjectStore, current: dict[str, str]) -> dict[str, str]:
+        marks = self._marks(container, lake)
+        marked = marks.etags()
+        differ = (name for name in sorted(current.keys() | marked.keys()) if current.get(name) != marked.get(name))
+        return {name: engine.digest(marks.container, current.get(name)) for name in differ}
+
+    def _marks(self, container: Container, lake: ObjectStore) -> Marks:
+        proxy = self._container(container)
+        found = self._patiently(container.name, proxy.read)
+        code = engine.code_digest("publish", *(["billing"] if container is STATEMENTS else []))
+        made = engine.digest(found["_rid"], found["_ts"], code, str(container.columns))
+        return Marks(lake, f"{urllib.parse.urlsplit(self._endpoint).hostname}/{self._name}/{container.name}", made)
+
+    def _publish_all(self, container: Container, lake: ObjectStore, parts: Sequence[Part]) -> Iterator[Published]:
+        marks, done = self._marks(container, lake), dict[str, str | None]()
+        try:
+            # one connection for all, because making one takes longer than a small day
+            with engine.connect(lake.staging()) as db:
+                for part in parts:
+                    published, done[part.name] = self._publish(part, db)
+                    yield published
+        finally:
+            marks.leave(done)
+
+    def _publish(self, part: Part, db: duckdb.DuckDBPyConnection) -> tuple[Published, str | None]:
+        container, throttled, charge = part.container, self._lanes.throttled, self._lanes.charge
         total, give_up = Published(), time.monotonic() + self._patience
         for attempt in itertools.count(1):
-            existing = _existing(container, self._documents(container, day))
-            etag, tally = days.footer(day)[1], _Tally()
+            existing = _existing(container, self._documents(container, part.name))
+            etag, tally = part.version(), _Tally()
             with contextlib.suppress(_Overtaken):
-                self._send_all(container, _batches(container, lines(container, lake, day, db), existing, tally), tally)
-                tally.complete = days.footer(day)[1] == etag
+                self._send_all(container, _batches(container, part.lines(db), existing, tally), tally)
+                tally.complete = part.version() == etag
             total += Published(tally.written, 0, tally.deleted)
             if tally.complete:
-                return total + Published(0, tally.unchanged, 0, self._lanes.throttled - throttled, self._lanes.charge - charge)
+                return total + Published(0, tally.unchanged, 0, self._lanes.throttled - throttled, self._lanes.charge - charge), etag
             if attempt >= _LOOKS and time.monotonic() > give_up:
                 break
-        raise CosmosError(f"container {container.name}: other runs kept changing {day} while it was published")
+        raise CosmosError(f"container {container.name}: other runs kept changing {part.name} while it was published")
 
     def unequal(self, container: Container, lake: ObjectStore, days: Sequence[dt.date]) -> list[Row]:
         """Where the documents of usage dates differ from the lake in their number, tokens, amounts or numeric twins; empty where they do not."""
@@ -134,7 +192,7 @@ class Cosmos:
             return [row for day in days for row in self._unequal(container, lake, day, db)]
 
     def _unequal(self, container: Container, lake: ObjectStore, day: dt.date, db: duckdb.DuckDBPyConnection) -> Iterator[Row]:
-        documents = _compared(container, self._documents(container, day))
+        documents = _compared(container, self._documents(container, str(day)))
         columns = {c.name: c.type for c in container.columns}
         names = (*container.partition_key, "currency", *container.amounts, *container.counted)
         typed = ", ".join(f'TRY_CAST("{tables.camel(name)}" AS {columns[name]}) AS "{name}"' for name in dict.fromkeys(names))
@@ -152,6 +210,26 @@ class Cosmos:
                 }
                 yield {"usage_date": str(day), **dict(zip(keys, map(str, key), strict=True)), **figures}
 
+    def unequal_statements(self, lake: ObjectStore, periods: Sequence[str]) -> list[Row]:
+        """Where the documents of closed months say other than their statements; empty where they do not."""
+        rows: list[Row] = []
+        content = _content(STATEMENTS)
+        with engine.connect(lake.staging()) as db:
+            for period in periods:
+                mine, theirs = (
+                    {document["costCenter"]: document for document in documents}
+                    for documents in (
+                        itertools.chain.from_iterable(documents for _, documents in Period(lake, period).lines(db)),
+                        self._documents(STATEMENTS, period),
+                    )
+                )
+                for cost_center in sorted(mine.keys() | theirs.keys(), key=str):
+                    one, other = mine.get(cost_center, {}), theirs.get(cost_center, {})
+                    if content(one) != content(other):
+                        totals = {"totals": _totals(one), "totals_found": _totals(other)}
+                        rows.append({"billing_period": period, "cost_center": str(cost_center), **totals})
+        return rows
+
     def _container(self, container: Container) -> ContainerProxy:
         if container.name not in self._containers:
             if is_azure(self._endpoint):
@@ -166,7 +244,7 @@ class Cosmos:
         try:
             return self._client.create_database_if_not_exists(self._name).create_container_if_not_exists(
                 container.name,
-                PartitionKey([f"/{tables.camel(name)}" for name in container.partition_key]),
+                _partition_key(container),
                 indexing_policy=container.policy,
                 default_ttl=container.ttl,
                 offer_throughput=ThroughputProperties(auto_scale_max_throughput=_AUTOSCALE),
@@ -174,11 +252,11 @@ class Cosmos:
         except CosmosResourceExistsError:
             return self._created(container)  # another run was faster between our look and our creation
 
-    def _documents(self, container: Container, day: dt.date) -> Iterator[Document]:
+    def _documents(self, container: Container, name: str) -> Iterator[Document]:
         # across partitions, so that it finds the documents of cost centres and periods that have no lines any more
         query = self._container(container).query_items(
-            "SELECT * FROM c WHERE c.usageDate = @day",
-            parameters=[{"name": "@day", "value": str(day)}],
+            f"SELECT * FROM c WHERE c.{tables.camel(container.by)} = @name",
+            parameters=[{"name": "@name", "value": name}],
             enable_cross_partition_query=True,
             max_item_count=_PAGE,
         )
@@ -211,9 +289,10 @@ class Cosmos:
 
     def _send(self, container: Container, key: Key, operations: "list[_Operation]", tally: "_Tally") -> None:
         proxy = self._container(container)
+        value: Any = list(key) if len(key) > 1 else key[0]
         try:
             # the SDK takes the options out of what it is given, so each attempt gets its own
-            self._patiently(container.name, lambda: proxy.execute_item_batch([operation.as_tuple() for operation in operations], list(key)))
+            self._patiently(container.name, lambda: proxy.execute_item_batch([operation.as_tuple() for operation in operations], value))
         except CosmosBatchOperationError as error:
             if error.status_code in _OVERTAKEN:
                 raise _Overtaken from error
@@ -275,6 +354,11 @@ def _credential(endpoint: str, key: str | None) -> Any:
     except ValueError:
         raise CosmosError("AOAI_COSMOS_KEY is not the key of an emulator: it is not base64") from None
     return key
+
+
+def _partition_key(container: Container) -> PartitionKey:
+    paths = [f"/{tables.camel(name)}" for name in container.partition_key]
+    return PartitionKey(paths) if len(paths) > 1 else PartitionKey(paths[0])
 
 
 class _TooLarge(Exception):
@@ -388,12 +472,12 @@ def _content(container: Container) -> Callable[[Document], int | None]:
     """What gives a hash of what a document says, whatever the order of its fields and however Cosmos DB writes its numbers; None for one that
     has not exactly the container's fields, or other than single values in them.
     """
-    fields = container.fields
+    fields, nested = container.fields, container is STATEMENTS
     values = operator.itemgetter(*fields)
 
     def content(document: Document) -> int | None:
         try:
-            said = values(document)
+            said = _hashable(values(document)) if nested else values(document)
             others = sum(name[0] != "_" for name in document) - len(fields) - 1
             # Python gives -1 and -2 the same hash
             return None if others else hash((said, -1 in said))
@@ -401,6 +485,19 @@ def _content(container: Container) -> Callable[[Document], int | None]:
             return None
 
     return content
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return tuple((name, _hashable(value[name])) for name in sorted(value))
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+
+
+def _totals(document: Document) -> str:
+    try:
+        return ", ".join(f"{one['total']} {one['currency']}" for one in document["statements"])
+    except (KeyError, TypeError):
+        return ""
 
 
 def _compared(container: Container, documents: Iterable[Document]) -> pa.Table:

@@ -7,13 +7,17 @@ import dataclasses
 import datetime as dt
 import itertools
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from decimal import Decimal
+from typing import Any, Protocol
 
 import duckdb
 
 from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.billing import digest
 from aoai_usage_pipeline.billing.daily_tables import BILLED_TOKENS
+from aoai_usage_pipeline.billing.periods import Periods
+from aoai_usage_pipeline.billing.statement import Statement, StatementLine, statements
 from aoai_usage_pipeline.lake import engine
 from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.storage import ObjectStore
@@ -33,8 +37,8 @@ Key = tuple[str | None, ...]
 @dataclasses.dataclass(frozen=True)
 class Container:
     """What a container holds: a table of the lake, the columns of its hierarchical partition key, the column that is the id, what is indexed
-    beside the partition key, SQL for the tokens of a row and the amounts, whose sums are compared with the ledger's, and for how many days
-    documents are kept.
+    beside the partition key, SQL for the tokens of a row and the amounts, whose sums are compared with the ledger's, for how many days
+    documents are kept, and the column that says what is published at a time.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Container:
     counted: tuple[str, ...]
     amounts: tuple[str, ...]
     days: int | None = None
+    by: str = "usage_date"
 
     @property
     def fields(self) -> dict[str, str]:
@@ -57,7 +62,7 @@ class Container:
     @property
     def policy(self) -> dict[str, Any]:
         """The indexing policy: what people filter by, and nothing else."""
-        paths = [{"path": f"/{tables.camel(name)}/?"} for name in dict.fromkeys(("usage_date", *self.partition_key, *self.indexed))]
+        paths = [{"path": f"/{tables.camel(name)}/?"} for name in dict.fromkeys((self.by, *self.partition_key, *self.indexed))]
         return {"indexingMode": "consistent", "automatic": True, "includedPaths": paths, "excludedPaths": [{"path": "/*"}]}
 
     @property
@@ -97,12 +102,94 @@ CONTAINERS = {container.table: container for container in (DAILY_BILLING, USAGE)
 """The containers by the table of the lake they equal."""
 
 
+class _Statements(Container):
+    """What a cost centre pays for a closed month is one document, with a list of its statements, one for each currency."""
+
+    @property
+    def fields(self) -> dict[str, str]:
+        return dict.fromkeys(("billingPeriod", "costCenter", "statements"), "")
+
+
+STATEMENTS = _Statements("statements", "closed", (), ("billing_period",), "cost_center", ("cost_center",), "", (), (), by="billing_period")
+_STATED = tuple(field.name for field in dataclasses.fields(Statement) if field.name not in ("cost_center", "lines"))
+_LINE = tuple(field.name for field in dataclasses.fields(StatementLine))
+_DECIMALS = {"unit_price", "quantity", "cost", "total", "amount", "rounding"}
+
+
 def document_id(text: str) -> str:
     """A text as an id that Cosmos DB takes: what an id or a URL cannot have is written `~` and hexadecimal, and long ids end in a hash."""
     if _PLAIN_ID.fullmatch(text) and len(text) <= _LONGEST_ID:
         return text
     safe = "".join(c if _PLAIN_ID.fullmatch(c) else "".join(f"~{byte:02x}" for byte in c.encode("utf-8", "surrogatepass")) for c in text)
     return safe if len(safe) <= _LONGEST_ID else f"{safe[:200]}~{engine.digest(text)}"
+
+
+class Part(Protocol):
+    """What is published at a time: a usage date of a table, or a closed month."""
+
+    @property
+    def container(self) -> Container: ...
+
+    @property
+    def name(self) -> str:
+        """What its documents have in the field of the container's column `by`."""
+
+    def version(self) -> str | None:
+        """The ETag in the lake of what it is made from; None where there is nothing."""
+
+    def lines(self, db: duckdb.DuckDBPyConnection) -> Iterator[tuple[Key, Iterator[Document]]]:
+        """Its documents, by logical partition."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UsageDate:
+    """A usage date of a container's table."""
+
+    container: Container
+    lake: ObjectStore
+    day: dt.date
+
+    @property
+    def name(self) -> str:
+        return str(self.day)
+
+    def version(self) -> str | None:
+        return self.lake.etag(Days(self.lake, self.container.table).name(self.day))
+
+    def lines(self, db: duckdb.DuckDBPyConnection) -> Iterator[tuple[Key, Iterator[Document]]]:
+        return lines(self.container, self.lake, self.day, db)
+
+
+@dataclasses.dataclass(frozen=True)
+class Period:
+    """The statements of a closed month."""
+
+    lake: ObjectStore
+    name: str
+    container: Container = STATEMENTS
+
+    def version(self) -> str | None:
+        return Periods(self.lake).etags().get(self.name)
+
+    def lines(self, db: duckdb.DuckDBPyConnection) -> Iterator[tuple[Key, Iterator[Document]]]:
+        found = statements(db, Periods(self.lake).lines([self.name]), self.name)
+        of_centers = itertools.groupby(found, lambda one: one.cost_center)
+        yield (self.name,), (_statement(self.name, cost_center, of) for cost_center, of in of_centers)
+
+
+def _statement(period: str, cost_center: str, found: Iterable[Statement]) -> Document:
+    stated = [_said(one, _STATED) | {"lines": [_said(line, _LINE) for line in one.lines]} for one in found]
+    return {"id": document_id(cost_center), "billingPeriod": period, "costCenter": cost_center, "statements": stated}
+
+
+def _said(of: Statement | StatementLine, names: Iterable[str]) -> Document:
+    said: Document = {}
+    for name in names:
+        value = getattr(of, name)
+        said[tables.camel(name)] = digest.text(value) if isinstance(value, Decimal) else value
+        if name in _DECIMALS:
+            said[f"{tables.camel(name)}Number"] = None if value is None else float(value)
+    return said
 
 
 def _values(column: tables.Column) -> tuple[str, ...]:
