@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from aoai_usage_pipeline.defs import telemetry
 from aoai_usage_pipeline.defs.common import RANGE_END, RANGE_START
 from aoai_usage_pipeline.notify.book import Book, Busy, Checked, Ended
 from aoai_usage_pipeline.notify.deliver import Delivered, deliver, within
@@ -34,6 +35,7 @@ def build_sensor(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
         description="Tells the webhook and the Event Hub of the settings about failed runs, failed checks, held days and capture lag, each "
         "occurrence once. What was told is kept in Dagster's own database, not in the cursor: resetting the cursor repeats nothing.",
     )
+    @telemetry.tick
     def notifications(context: dg.SensorEvaluationContext, pipeline: dg.ResourceParam[Pipeline]) -> dg.SkipReason:
         targets, settings = pipeline.notification_targets, pipeline.settings
         links = Links(settings.ui_url and settings.ui_url.rstrip("/"), settings.runbook_url)

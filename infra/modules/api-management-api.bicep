@@ -250,6 +250,7 @@ resource traces 'Microsoft.ApiManagement/service/apis/diagnostics@2024-05-01' = 
 
 // GatewayLogs and GatewayLlmLogs of this API: every call, no bodies. largeLanguageModel came with this preview: no stable version has it, nor all
 // type data.
+#disable-next-line BCP081
 resource gatewayLogs 'Microsoft.ApiManagement/service/apis/diagnostics@2024-06-01-preview' = {
   parent: api
   name: 'azuremonitor'
