@@ -219,6 +219,15 @@ def test_counts_of_a_split_message_are_the_largest_and_not_the_sum(tmp_path):
     assert rows(pipeline, "SELECT prompt_tokens, completion_tokens FROM enriched_usage") == [(150, 50)]
 
 
+def test_a_count_that_is_none_is_quarantined_beside_a_record_without_properties(tmp_path):
+    counted = llm_log("c1")
+    counted["properties"]["promptTokens"] = "x"
+    body = json.dumps({"records": [counted, gateway_log("c1") | {"properties": ""}]}).encode()
+    pipeline = bill(tmp_path, [body, seed_event("good", NOON, chat(1, 1))])
+    assert rows(pipeline, "SELECT reason FROM quarantine") == [("invalid_count: prompt_tokens is not a count",)]
+    assert rows(pipeline, "SELECT sum(total_tokens) FROM daily_usage") == [(2,)]
+
+
 def test_a_probe_without_model_and_tokens_is_not_usage(tmp_path):
     pipeline = bill(tmp_path, [envelope(llm_log("c1", prompt=0, completion=0, modelName=""))])
     assert rows(pipeline, "SELECT prompt_tokens, usage_source, pricing_status FROM enriched_usage") == [(None, None, "no_usage")]

@@ -55,12 +55,12 @@ CREATE OR REPLACE TEMP MACRO plain_spaces(t) AS
     CASE WHEN strlen(t) = length(t) THEN t ELSE trim(replace(replace(t, chr(8239), ' '), chr(160), ' ')) END;
 -- half a surrogate pair, which cut-off emoji leave behind, and a byte order mark make JSON invalid and mean nothing to us
 CREATE OR REPLACE TEMP MACRO mended(body) AS regexp_replace(body, '^\\x{FEFF}|\\\\u[dD][89a-fA-F][0-9a-fA-F]{2}', '', 'g');
--- -1 for what is not a count
+-- -1 for what is not a count; the engine may work out a branch that it does not take, so no cast may fail
 CREATE OR REPLACE TEMP MACRO token_count(t) AS CASE
     WHEN t IS NULL THEN NULL
     WHEN t IN ('', 'null') THEN NULL
-    WHEN CAST(TRY_CAST(t AS UBIGINT) AS VARCHAR) = t AND length(t) <= 18 THEN CAST(t AS BIGINT)
-    WHEN regexp_full_match(t, '\\s*[0-9]{1,18}(\\.0+)?\\s*') THEN CAST(split_part(trim(t), '.', 1) AS BIGINT)
+    WHEN CAST(TRY_CAST(t AS UBIGINT) AS VARCHAR) = t AND length(t) <= 18 THEN TRY_CAST(t AS BIGINT)
+    WHEN regexp_full_match(t, '\\s*[0-9]{1,18}(\\.0+)?\\s*') THEN TRY_CAST(split_part(trim(t), '.', 1) AS BIGINT)
     ELSE -1 END;
 -- without e-mail and IP addresses
 CREATE OR REPLACE TEMP MACRO redacted(t) AS regexp_replace(t, '[^\\s"<>@]+@[^\\s"<>@]+|\\b(?:[0-9]{1,3}\\.){3}[0-9]{1,3}\\b', '<redacted>', 'g');
