@@ -19,6 +19,17 @@ NAMES = NameFormat(DEFAULT_NAME_FORMAT)
 DAY = dt.datetime(2026, 10, 5)
 Run = Callable[..., tuple[int, str, str]]
 CHAT = "Creates a completion for the chat message"
+ASSETS = {
+    "raw_events",
+    "enriched_usage",
+    "daily_usage",
+    "daily_billing",
+    "usage_warehouse",
+    "cosmos_daily_billing",
+    "cosmos_usage",
+    "cosmos_statements",
+}
+"""Every asset of an installation without a drain."""
 
 
 def culture(at: dt.datetime) -> str:

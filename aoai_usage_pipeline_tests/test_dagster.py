@@ -22,6 +22,7 @@ from aoai_usage_pipeline.defs import capture as capture_defs
 from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline_tests.support import (
+    ASSETS,
     DAY,
     PRICE_BOOK,
     Captured,
@@ -40,16 +41,6 @@ HOUR, ONE_DAY = dt.timedelta(hours=1), dt.timedelta(days=1)
 TODAY = dt.datetime.combine(dt.datetime.now(dt.UTC).date(), dt.time())
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-ASSETS = {
-    "raw_events",
-    "enriched_usage",
-    "daily_usage",
-    "daily_billing",
-    "usage_warehouse",
-    "cosmos_daily_billing",
-    "cosmos_usage",
-    "cosmos_statements",
-}
 ERROR, WARN = dg.AssetCheckSeverity.ERROR, dg.AssetCheckSeverity.WARN
 CHECKS = {
     ("raw_events", "captured_is_parsed_plus_quarantined"): ERROR,

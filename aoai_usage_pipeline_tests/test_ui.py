@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aoai_usage_pipeline_tests.conftest import ROOT
-from aoai_usage_pipeline_tests.support import DAY, Captured, blob_name, capture_file, chat, put, reference, seed_event
+from aoai_usage_pipeline_tests.support import ASSETS, DAY, Captured, blob_name, capture_file, chat, put, reference, seed_event
 
 pytestmark = pytest.mark.slow
 
@@ -81,16 +81,7 @@ def page(ui: str) -> Iterator[object]:
 
 def test_the_graph_shows_every_asset(ui, page):
     page.goto(f"{ui}/asset-groups")
-    for asset in (
-        "raw_events",
-        "enriched_usage",
-        "daily_usage",
-        "daily_billing",
-        "usage_warehouse",
-        "cosmos_daily_billing",
-        "cosmos_usage",
-        "cosmos_statements",
-    ):
+    for asset in ASSETS:
         page.get_by_text(asset, exact=True).first.wait_for()
     if target := os.environ.get("SCREENSHOTS"):
         page.wait_for_timeout(3000)
