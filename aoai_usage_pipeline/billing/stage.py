@@ -1,5 +1,6 @@
 """What both stages share: find the days whose input changed, make them in chunks, hold the ones that fail, write the others."""
 
+import abc
 import concurrent.futures
 import dataclasses
 import datetime as dt
@@ -37,7 +38,7 @@ class Unbalanced(Exception):
     """A day's requests, tokens or cost do not add up; the message has both figures."""
 
 
-class Stage:
+class Stage(abc.ABC):
     """One stage over days: what it makes, and how the days become up to date."""
 
     table: str
@@ -46,26 +47,26 @@ class Stage:
         self._lake = lake
         self.held = Held(lake, self.table)
 
+    @abc.abstractmethod
     def plan(self, days: Sequence[dt.date]) -> dict[dt.date, str]:
         """The input digest of each day that differs from what its objects were made from."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def objects(self) -> tuple[Days, Days]:
         """The tables whose days the stage makes, in the order in which it replaces them."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def size(self, day: dt.date) -> int:
         """Roughly how many events the day has, for the size of chunks."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def make(self, db: duckdb.DuckDBPyConnection, days: dict[dt.date, str]) -> dict[dt.date, str]:
         """Compute the days inside the connection; returns the reasons of those that must be held."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write(self, db: duckdb.DuckDBPyConnection, day: dt.date, input_digest: str, etags: list[str | None]) -> None:
         """Replace the day's objects. Raises `Changed`."""
-        raise NotImplementedError
 
     def run(self, days: Sequence[dt.date], progress: Progress) -> Iterator[Day]:
         """Bring the days up to date and say what became of each; one that fails keeps its previous version and stops no other."""
