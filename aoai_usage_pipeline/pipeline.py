@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.deadline import within
 from aoai_usage_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -516,7 +517,7 @@ class Pipeline:
             return {}
         from aoai_usage_pipeline.billing.periods import days_of
         from aoai_usage_pipeline.lake.engine import digest
-        from aoai_usage_pipeline.publish.cosmos import within
+        from aoai_usage_pipeline.publish.cosmos import CosmosError
         from aoai_usage_pipeline.publish.documents import CONTAINERS
 
         lake = self.lake
@@ -533,7 +534,10 @@ class Pipeline:
                     found[last] = digest(found.get(last), version)
             return found
 
-        return within(_LOOK_SECONDS, look, self.settings.cosmos_endpoint)
+        try:
+            return within(_LOOK_SECONDS, look)
+        except TimeoutError:
+            raise CosmosError(f"{self.settings.cosmos_endpoint}: no answer for {_LOOK_SECONDS:.0f} seconds") from None
 
     def unequal_in_cosmos(self, table: str, days: Sequence[dt.date]) -> list[dict[str, object]]:
         """Where the documents of usage dates do not add up to the table in the lake; nothing when it is off. Raises `CosmosError`."""

@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Iterator
 
+from aoai_usage_pipeline.dates import days_between
 from aoai_usage_pipeline.storage import ObjectStore, StoredObject
 
 _TOKENS = {
@@ -108,8 +109,7 @@ class NameFormat:
 @functools.lru_cache(maxsize=4096)
 def _date_names(template: str, fixed: tuple[tuple[str, str], ...], first: dt.date, last: dt.date) -> list[str]:
     """What a part of the name that holds only date tokens can be on the days from `first` to `last` that agree with the `fixed` tokens."""
-    days = (first + dt.timedelta(n) for n in range((last - first).days + 1))
-    days = (day for day in days if all(day.strftime(_DATE_TOKENS[token]) == value for token, value in fixed))
+    days = (day for day in days_between(first, last) if all(day.strftime(_DATE_TOKENS[token]) == value for token, value in fixed))
     return sorted({re.sub(r"\{(\w+)\}", lambda m, day=day: day.strftime(_DATE_TOKENS[m.group(1)]), template) for day in days})
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Any
 
+from aoai_usage_pipeline.dates import days_between
 from aoai_usage_pipeline.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def usage_dates(arguments: argparse.Namespace, settings: Settings, console: "Con
         raise ValueError(f"--from {first} --to {last}: expected days in order, from AOAI_START_DATE {settings.start_date} to today {today}")
     if last > today:
         console.print(f"--to {last} is still to come: {doing} up to today, {today}.", soft_wrap=True)
-    return [first + dt.timedelta(n) for n in range((min(last, today) - first).days + 1)]
+    return days_between(first, min(last, today))
 
 
 def open_console() -> "Console":

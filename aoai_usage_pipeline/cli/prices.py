@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aoai_usage_pipeline.cli.console import date, money, open_console, plain
+from aoai_usage_pipeline.dates import days_between
 from aoai_usage_pipeline.pipeline import Pipeline, Unpriced
 from aoai_usage_pipeline.settings import EXAMPLE_REFERENCE_DIR, Settings
 
@@ -136,7 +137,7 @@ def _print_impact(
     """The month's bill with the old and with the new price book."""
     from rich.table import Table
 
-    days = [month + dt.timedelta(n) for n in range((next_month - month).days)]
+    days = days_between(month, next_month - dt.timedelta(1))
     reference = pipeline.reference()
     old, new = (pipeline.rebill(days, dataclasses.replace(reference, price_book=tuple(rows))) for rows in (before, after))
     if not old and not new:
@@ -175,7 +176,7 @@ def _check(arguments: argparse.Namespace, settings: Settings) -> int:
         for fault in str(error).splitlines():
             console.print(f"[bold red]fault[/] {plain(fault)}", soft_wrap=True)
         return 1
-    days = [first + dt.timedelta(n) for n in range((last - first).days + 1)]
+    days = days_between(first, last)
     found = 0
     for use in pipeline.unpriced(days, reference):
         found += use.status == "unpriced"

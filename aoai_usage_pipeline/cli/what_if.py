@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from aoai_usage_pipeline.cli.console import date, money, open_console, plain
+from aoai_usage_pipeline.dates import days_between
 from aoai_usage_pipeline.pipeline import Pipeline
 from aoai_usage_pipeline.reference.capacity import GLOBAL, PROVISIONED_SKUS
 from aoai_usage_pipeline.settings import Settings
@@ -51,7 +52,7 @@ def _what_if(arguments: argparse.Namespace, settings: Settings) -> int:
         scenario = dataclasses.replace(scenario, **prices)
     elif arguments.hourly_price or arguments.monthly_price or arguments.ptu_sku != GLOBAL:
         raise ValueError(f"--ptu-sku, --hourly-price and --monthly-price have no meaning with --as {arguments.scenario}")
-    days = [first + dt.timedelta(n) for n in range((last - first).days + 1)]
+    days = days_between(first, last)
     pipeline = Pipeline(settings)
     found = pipeline.what_if(days, scenario, Only(arguments.model, arguments.deployment, arguments.cost_center))
     console = open_console()

@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 
 from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.dates import spans
 from aoai_usage_pipeline.defs import telemetry
 from aoai_usage_pipeline.defs.common import (
     GROUP,
@@ -20,10 +21,10 @@ from aoai_usage_pipeline.defs.common import (
     check_result,
     checked_days,
     days_of,
+    days_of_run,
     report,
     schema_metadata,
     span,
-    spans,
     table_of,
     told,
 )
@@ -222,11 +223,7 @@ def in_flight(instance: dg.DagsterInstance, job: str) -> set[dt.date]:
     """The days that runs of a job which have not ended are working on."""
     days: set[dt.date] = set()
     for run in running(instance, job):
-        if day := run.tags.get("dagster/partition"):
-            days.add(dt.date.fromisoformat(day))
-        elif RANGE_START in run.tags:
-            first, last_day = (dt.date.fromisoformat(run.tags[tag]) for tag in (RANGE_START, RANGE_END))
-            days |= {first + dt.timedelta(n) for n in range((last_day - first).days + 1)}
+        days.update(days_of_run(run))
     return days
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from aoai_usage_pipeline import tables
+from aoai_usage_pipeline.dates import days_between, spans
 from aoai_usage_pipeline.pipeline import Pipeline, Progress
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ def days_of(context: dg.AssetExecutionContext) -> list[dt.date]:
     return [dt.date.fromisoformat(key) for key in context.partition_keys]
 
 
+def days_of_run(run: dg.DagsterRun) -> list[dt.date]:
+    """The days that a run was asked for: one, a range, or none."""
+    first, last = (run.tags.get(tag) or run.tags.get("dagster/partition") for tag in (RANGE_START, RANGE_END))
+    return days_between(dt.date.fromisoformat(first), dt.date.fromisoformat(last)) if first and last else []
+
+
 def checked_days(context: dg.AssetCheckExecutionContext, everything: Callable[[], list[dt.date]]) -> list[dt.date]:
     """The days of the run that a check belongs to; everything there is when the check is executed on its own."""
     if context.run.tags.keys() & {RANGE_START, "dagster/partition"}:
@@ -82,16 +89,6 @@ def told(context: dg.AssetExecutionContext, pipeline: Pipeline) -> Progress:
 def span(days: Sequence[dt.date]) -> str:
     """A list of days for a person, ranges abbreviated."""
     return ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in spans(days))
-
-
-def spans(days: Sequence[dt.date], reach: int = 1) -> Iterator[tuple[dt.date, dt.date]]:
-    """The ranges of days in which each day is at most `reach` days after the one before."""
-    ordered = sorted(set(days))
-    start = 0
-    for i in range(1, len(ordered) + 1):
-        if i == len(ordered) or ordered[i] - ordered[i - 1] > dt.timedelta(days=reach):
-            yield ordered[start], ordered[i - 1]
-            start = i
 
 
 def table_of(rows: Sequence[Mapping[str, object]]) -> dg.TableMetadataValue:

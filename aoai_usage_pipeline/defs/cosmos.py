@@ -1,13 +1,12 @@
 """`cosmos_daily_billing`, `cosmos_usage` and `cosmos_statements`: days and closed months in Cosmos DB, and the check that reads them back."""
 
-import datetime as dt
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from aoai_usage_pipeline import tables
-from aoai_usage_pipeline.defs.common import GROUP, ONE_RUN, OWNERS, RANGE_END, RANGE_START, check_result, checked_days, days_of, report, told
+from aoai_usage_pipeline.defs.common import GROUP, ONE_RUN, OWNERS, check_result, checked_days, days_of, days_of_run, report, told
 from aoai_usage_pipeline.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -60,7 +59,7 @@ def build(partitions: dg.PartitionsDefinition) -> tuple[list[dg.AssetsDefinition
             if off := pipeline.cosmos_off("statements"):
                 results.append(dg.AssetCheckResult(passed=True, asset_key="cosmos_statements", check_name=_EQUAL, description=f"not compared: {off}"))
             else:
-                rows = pipeline.unequal_statements_in_cosmos(_days(context))
+                rows = pipeline.unequal_statements_in_cosmos(days_of_run(context.run) or None)
                 results.append(check_result("cosmos_statements", _EQUAL, dg.AssetCheckSeverity.ERROR, rows[:MAX_ROWS], "billing_period", len(rows)))
         yield from report(context, results, [_EQUAL], "differs in Cosmos DB")
 
@@ -82,17 +81,8 @@ def cosmos_statements(context: dg.AssetExecutionContext, pipeline: dg.ResourcePa
     """The statements of closed months as documents in Cosmos DB."""
     if off := pipeline.cosmos_off("statements"):
         return dg.MaterializeResult(metadata={"published": f"no: {off}"})
-    published = pipeline.publish_statements(_days(context))
+    published = pipeline.publish_statements(days_of_run(context.run) or None)
     return dg.MaterializeResult(metadata={"published": ", ".join(published) or "no month to publish", **_figures(*published.values())})
-
-
-def _days(context: dg.AssetExecutionContext | dg.AssetCheckExecutionContext) -> list[dt.date] | None:
-    """The days of a run over days; None for a run without."""
-    tags = context.run.tags
-    if RANGE_START in tags:
-        first, last = (dt.date.fromisoformat(tags[tag]) for tag in (RANGE_START, RANGE_END))
-        return [first + dt.timedelta(n) for n in range((last - first).days + 1)]
-    return [dt.date.fromisoformat(tags["dagster/partition"])] if "dagster/partition" in tags else None
 
 
 def _asset(name: str, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:

@@ -9,10 +9,11 @@ from typing import Any
 
 import dagster as dg
 
+from aoai_usage_pipeline.deadline import within
 from aoai_usage_pipeline.defs import telemetry
-from aoai_usage_pipeline.defs.common import RANGE_END, RANGE_START
+from aoai_usage_pipeline.defs.common import days_of_run
 from aoai_usage_pipeline.notify.book import Book, Busy, Checked, Ended
-from aoai_usage_pipeline.notify.deliver import Delivered, deliver, within
+from aoai_usage_pipeline.notify.deliver import Delivered, deliver
 from aoai_usage_pipeline.notify.notification import Links
 from aoai_usage_pipeline.pipeline import Pipeline
 
@@ -113,10 +114,8 @@ def _is_elsewhere(run: dg.DagsterRun, context: dg.SensorEvaluationContext) -> bo
 
 
 def _ended(instance: dg.DagsterInstance, run: dg.DagsterRun, ended_at: float) -> Ended:
-    tags = run.tags
-    first, last = tags.get(RANGE_START) or tags.get("dagster/partition"), tags.get(RANGE_END) or tags.get("dagster/partition")
-    days = _days(dt.date.fromisoformat(first), dt.date.fromisoformat(last)) if first and last else ()
-    failed = run.status == dg.DagsterRunStatus.FAILURE and tags.get("dagster/will_retry") != "true"
+    days = tuple(map(str, days_of_run(run)))
+    failed = run.status == dg.DagsterRunStatus.FAILURE and run.tags.get("dagster/will_retry") != "true"
     events = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, limit=_MAX_CHECKS).records
     evaluations = [event.event_log_entry.asset_check_evaluation for event in events]
     checks = tuple(_checked(evaluation, days or None) for evaluation in evaluations if evaluation)
@@ -168,10 +167,6 @@ def _lag(pipeline: Pipeline) -> dict[str, dict[str, str]]:
             says = f"{one.lost} events lost" if one.lost else f"{one.missing} events, the oldest {one.minutes} minutes old"
             found.setdefault(one.state, {})[f"Partition {one.partition.partition_id}"] = says
     return found
-
-
-def _days(first: dt.date, last: dt.date) -> tuple[str, ...]:
-    return tuple(str(first + dt.timedelta(n)) for n in range((last - first).days + 1))
 
 
 def _job(run: dg.DagsterRun) -> str:

@@ -48,26 +48,6 @@ def deliver(book: Book, targets: Sequence[Target], seconds: float, clock: Callab
     return results
 
 
-def within(seconds: float, call: Callable[[], Any]) -> Any:
-    """The result of a call that must not take longer. Raises what it raises, and `TimeoutError`."""
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            outcome["value"] = call()
-        except Exception as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if "error" in outcome:
-        raise outcome["error"]
-    if "value" not in outcome:
-        raise TimeoutError(f"no answer within {seconds:.0f} seconds")
-    return outcome["value"]
-
-
 def _tell(book: Book, target: Target, result: Delivered, lock: threading.Lock, over: threading.Event, clock: Callable[[], float]) -> None:
     with target.open() as send:
         for _ in range(PER_TICK):

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from aoai_usage_pipeline.dates import spans
+
 SCHEMA = "aoai-usage-notification/1"
 _FACT = 500
 _FACTS = 20
@@ -115,15 +117,10 @@ def without_error_text(reason: str) -> str:
 
 
 def spans_of(days: Sequence[str], shown: int = 8) -> str:
-    """Days, in their order, for a person: ranges abbreviated, and how many more there are after the first few."""
-    ranges: list[list[str]] = []
-    for day in days:
-        if ranges and dt.date.fromisoformat(ranges[-1][-1]) + dt.timedelta(1) == dt.date.fromisoformat(day):
-            ranges[-1].append(day)
-        else:
-            ranges.append([day])
-    said = [found[0] if len(found) == 1 else f"{found[0]} to {found[-1]}" for found in ranges[:shown]]
-    more = sum(map(len, ranges[shown:]))
+    """Days for a person: ranges abbreviated, and how many more there are after the first few."""
+    ranges = list(spans(map(dt.date.fromisoformat, days)))
+    said = [f"{first}" if first == last else f"{first} to {last}" for first, last in ranges[:shown]]
+    more = sum((last - first).days + 1 for first, last in ranges[shown:])
     return ", ".join(said) + (f" and {more} more" if more else "")
 
 

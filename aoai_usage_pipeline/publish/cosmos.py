@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from typing import Any, TypeVar
 
@@ -85,25 +85,6 @@ class Published:
 def is_azure(endpoint: str) -> bool:
     """Whether an endpoint is Azure's own, and not an emulator's."""
     return ".documents." in (urllib.parse.urlsplit(endpoint).hostname or "")
-
-
-def within(seconds: float, action: Callable[[], _T], what: str) -> _T:
-    """What an action gives, or `CosmosError` when that takes too long. The SDK and the sign-in have limits for their parts only, so the thread that
-    does it is not waited for any longer.
-    """
-    answer: Future[_T] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(action())
-        except BaseException as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=work, daemon=True).start()
-    try:
-        return answer.result(seconds)
-    except TimeoutError:
-        raise CosmosError(f"{what}: no answer for {seconds:.0f} seconds") from None
 
 
 class Cosmos:

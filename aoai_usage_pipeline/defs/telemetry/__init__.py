@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import dagster as dg
 
-from aoai_usage_pipeline.defs.common import RANGE_END, RANGE_START
+from aoai_usage_pipeline.defs.common import days_of_run
 from aoai_usage_pipeline.pipeline import Pipeline
 
 if TYPE_CHECKING:
@@ -136,11 +136,10 @@ class _Run:
 
     def __init__(self, sender: "Sender", pipeline: Pipeline, run: dg.DagsterRun) -> None:
         self._sender, self._pipeline, self._job, self._started = sender, pipeline, run.job_name, time.monotonic()
-        self._first = run.tags.get(RANGE_START) or run.tags.get("dagster/partition")
-        self._last = run.tags.get(RANGE_END) or self._first
+        self._days = days_of_run(run)
         self._error: str | None = None
         self._step_started, self._events_read, self._billed = self._started, 0, False
-        days = {"first_day": self._first, "last_day": self._last} if self._first else {}
+        days = {"first_day": str(self._days[0]), "last_day": str(self._days[-1])} if self._days else {}
         self._trace = sender.open_run(f"{RUN} {run.job_name}", {"job": run.job_name, "run_id": run.run_id, **days})
 
     def __call__(self, entry: dg.EventLogEntry) -> None:
@@ -182,8 +181,8 @@ class _Run:
     def end(self) -> None:
         """After the last step: the figures of the days, then everything goes out, as far as a few seconds allow."""
         with _harmless():
-            if self._billed and self._first and self._last:
-                self._record_days(dt.date.fromisoformat(self._first), dt.date.fromisoformat(self._last))
+            if self._billed:
+                self._record_days()
             _record_held(self._sender, self._pipeline)
         with _harmless():
             error = self._error or ("interrupted" if self._trace.step else None)
@@ -192,9 +191,8 @@ class _Run:
             self._trace.close(error)
             self._sender.flush()
 
-    def _record_days(self, first: dt.date, last: dt.date) -> None:
-        first = max(first, last - dt.timedelta(MAX_DAYS - 1))
-        for day in self._pipeline.figures([first + dt.timedelta(n) for n in range((last - first).days + 1)]):
+    def _record_days(self) -> None:
+        for day in self._pipeline.figures(self._days[-MAX_DAYS:]):
             on = str(day.usage_date)
             if day.coverage is not None:
                 self._sender.record("aoai.coverage", float(day.coverage), usage_date=on)

@@ -7,7 +7,6 @@ import logging
 import os
 import re
 import socket
-import threading
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -23,6 +22,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
+from aoai_usage_pipeline.deadline import within
 from aoai_usage_pipeline.defs.telemetry import CHECK, METRICS
 from aoai_usage_pipeline.settings import ingestion_endpoint
 
@@ -116,9 +116,8 @@ class Sender:
             self._tracers.force_flush()
             self._meters.force_flush()
 
-        thread = threading.Thread(target=send, daemon=True)
-        thread.start()
-        thread.join(FLUSH_SECONDS)
+        with contextlib.suppress(TimeoutError):
+            within(FLUSH_SECONDS, send)
 
 
 class RunTrace:
