@@ -360,6 +360,10 @@ QUARANTINED = {
     "a thousands separator": (hub_event("r", NOON, "1,500", "1", "1501"), "invalid_count: prompt_tokens"),
     "true for a count": (hub_event("r", NOON, True, 0, 1), "invalid_count: prompt_tokens"),
     "an object for a count": (hub_event("r", NOON, {"value": 3}, 0, 3), "invalid_count: prompt_tokens"),
+    "details of cached tokens that are no object": (
+        seed_event("r", NOON, chat(10, 1) | {"prompt_tokens_details": {"cached_tokens": 3, "cached_tokens_details": "some"}}),
+        "invalid_count: cached_audio_tokens",
+    ),
     "a bad detail": (seed_event("r", NOON, chat(10, 1) | {"prompt_tokens_details": {"cached_tokens": "some"}}), "invalid_count: cached_tokens"),
     "usage as text": (seed_event("r", NOON, None, Tokens="21"), "invalid_usage"),
     "usage as a number": (seed_event("r", NOON, None, Tokens=21), "invalid_usage"),

@@ -77,6 +77,12 @@ def test_a_v2_event_says_everything_a_price_needs(tmp_path):
     assert (found["stream"], json.loads(found["toolCalls"]), found["backend"]) == ("true", {"web_search_call": 2}, "openai-backend-0")
 
 
+def test_tool_calls_that_are_no_object_are_no_count(tmp_path):
+    event = v2_event(tokens=chat(150, 50), toolCalls={"web_search_call": 2}).replace(b'{"web_search_call": 2}', b'"two"')
+    pipeline = bill(tmp_path, [event])
+    assert rows(pipeline, "SELECT reason FROM quarantine") == [("invalid_count: web_search_calls is not a count",)]
+
+
 def test_a_v2_event_that_was_cut_off_still_bills(tmp_path):
     body = v2_event("cut", chat(150, 50), content={"request": {"messages": [{"content": "CANARY é" * 40_000}]}, "response": None})
     pipeline = bill(tmp_path, [body[:204_800], v2_event("whole", chat(1, 1))])

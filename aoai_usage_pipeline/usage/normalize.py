@@ -36,9 +36,9 @@ _USAGE_COUNTS = {
     "cached_tokens": "i.cached_tokens",
     "cache_write_tokens": "i.cache_write_tokens",
     "audio_prompt_tokens": "i.audio_tokens",
-    "cached_audio_tokens": "TRY(json_extract_string(i.cached_tokens_details, '$.audio_tokens'))",
+    "cached_audio_tokens": "member(i.cached_tokens_details, '$.audio_tokens')",
     "image_prompt_tokens": "i.image_tokens",
-    "cached_image_tokens": "TRY(json_extract_string(i.cached_tokens_details, '$.image_tokens'))",
+    "cached_image_tokens": "member(i.cached_tokens_details, '$.image_tokens')",
     "audio_completion_tokens": "o.audio_tokens",
     "image_completion_tokens": "o.image_tokens",
     "reasoning_tokens": "o.reasoning_tokens",
@@ -62,6 +62,8 @@ CREATE OR REPLACE TEMP MACRO token_count(t) AS CASE
     WHEN CAST(TRY_CAST(t AS UBIGINT) AS VARCHAR) = t AND length(t) <= 18 THEN TRY_CAST(t AS BIGINT)
     WHEN regexp_full_match(t, '\\s*[0-9]{1,18}(\\.0+)?\\s*') THEN TRY_CAST(split_part(trim(t), '.', 1) AS BIGINT)
     ELSE -1 END;
+-- a member of an object as text; what should be an object and is none stays whole, so that it is no count
+CREATE OR REPLACE TEMP MACRO member(t, path) AS CASE WHEN t LIKE '{%' THEN TRY(json_extract_string(t, path)) ELSE t END;
 -- without e-mail and IP addresses
 CREATE OR REPLACE TEMP MACRO redacted(t) AS regexp_replace(t, '[^\\s"<>@]+@[^\\s"<>@]+|\\b(?:[0-9]{1,3}\\.){3}[0-9]{1,3}\\b', '<redacted>', 'g');
 -- what stands before a key of a body that was cut off, closed again

@@ -14,12 +14,6 @@ _DETAILS = (
     "requestBytes", "clientTag",
 )  # fmt: skip
 
-
-def _tool_calls(tool: str) -> str:
-    """SQL: the calls of a tool; what is no object is no count either, and is quarantined as such."""
-    return f"CASE WHEN e.toolCalls LIKE '{{%' THEN nullif(TRY(json_extract_string(e.toolCalls, '$.{tool}')), '0') ELSE e.toolCalls END"
-
-
 CONTRACT = Contract(
     name="contract_v2",
     markers=('"aoai-usage/2"',),
@@ -53,7 +47,7 @@ CONTRACT = Contract(
     counts={
         "images": "nullif(e.imageCount, '0')",
         "characters": "nullif(e.inputCharacters, '0')",
-        **{name: _tool_calls(name.removesuffix("s")) for name in TOOL_COLUMNS},
+        **{name: f"nullif(member(e.toolCalls, '$.{name.removesuffix('s')}'), '0')" for name in TOOL_COLUMNS},
     },
     texts={"content": {"request": "VARCHAR", "response": "VARCHAR"}},
     estimate=f"estimate(e.content.request, e.content.response, {_MODEL})",
