@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
-from azure.identity import DefaultAzureCredential
+from azure.core.credentials import AccessToken
+from azure.identity import CredentialUnavailableError, DefaultAzureCredential
 
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore, StorageError, open_store
 from aoai_usage_pipeline.storage.blob import _container_client
@@ -262,11 +263,30 @@ def test_a_url_without_a_container_is_an_error(url):
         open_store(url, create=True)
 
 
-def test_an_azure_endpoint_is_signed_in_to_with_the_default_credential_whatever_connection_string_is_set():
+def test_an_azure_endpoint_is_signed_in_to_with_the_default_credential_whatever_connection_string_is_set(monkeypatch):
+    monkeypatch.setattr(DefaultAzureCredential, "get_token", lambda self, *scopes: AccessToken("token", 0))
     endpoint = "https://account.blob.core.windows.net"
     client = _container_client(endpoint, "lake", f"AccountName=account;AccountKey={EMULATOR_KEY};BlobEndpoint={endpoint};")
     assert isinstance(client.credential, DefaultAzureCredential)
     assert client.url == f"{endpoint}/lake"
+
+
+def test_nobody_signed_in_is_an_error_that_names_the_account(monkeypatch):
+    def unavailable(self, *scopes):
+        raise CredentialUnavailableError("Azure CLI not found on path")
+
+    monkeypatch.setattr(DefaultAzureCredential, "get_token", unavailable)
+    with pytest.raises(StorageError, match=r"^no sign-in for https://account.blob.core.windows.net: Azure CLI not found on path$"):
+        open_store("https://account.blob.core.windows.net/capture", create=False)
+
+
+def test_an_account_that_is_not_there_is_soon_an_error_that_names_it(monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    endpoint = "http://127.0.0.1:9/devstoreaccount1"
+    with pytest.raises(StorageError, match=f"^{endpoint} cannot be reached: "):
+        open_store(f"{endpoint}/capture", f"AccountName=devstoreaccount1;AccountKey={EMULATOR_KEY};BlobEndpoint={endpoint};", create=False)
+    assert 0 < sum(waited) < 30
 
 
 @pytest.mark.slow

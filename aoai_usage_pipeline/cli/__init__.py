@@ -4,6 +4,7 @@ Each command is a module with `add_parser(commands)`; what they share is in `con
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from aoai_usage_pipeline.storage import StorageError
 
     arguments = _parser().parse_args(argv)
+    logging.getLogger("azure").addHandler(logging.NullHandler())  # what it warns of on the way is in the error at the end
     unusable = (SettingsError, ReferenceDataError, StorageError, ValueError, OSError, dg.DagsterInvariantViolationError)
     try:
         return arguments.run(arguments, Settings.from_env())

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from azure.core import MatchConditions
-from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceExistsError, ResourceNotFoundError
+from azure.core.exceptions import ClientAuthenticationError, HttpResponseError, ResourceExistsError, ResourceNotFoundError, ServiceRequestError
 from azure.storage.blob import BlobPrefix, BlobProperties, BlobServiceClient, ContainerClient
 
 from aoai_usage_pipeline.storage.store import Changed, NotFound, StorageError, StoredObject
 
 _DOWNLOADS = 8
+_SCOPE = "https://storage.azure.com/.default"
 
 
 class BlobStore:
@@ -30,20 +31,22 @@ class BlobStore:
         account_url, container, folder = split(url)
         self.url = url.rstrip("/")
         self._folder = f"{folder}/" if folder else ""
-        self._container = _container_client(account_url, container, connection_string)
         try:
-            if not self._container.exists():
+            self._container = _container_client(account_url, container, connection_string)
+            if not self._container.exists(retry_connect=1):
                 if not create:
                     raise StorageError(f"container {container} does not exist in {account_url}")
                 self._container.create_container()
         except ResourceExistsError:
             pass
+        except ServiceRequestError as error:
+            raise StorageError(f"{account_url} cannot be reached: {error.message}") from error
         except HttpResponseError as error:
-            if error.status_code not in (401, 403):
-                raise
-            raise StorageError(f"{account_url} refused access to container {container}: {error.reason} ({error.status_code})") from error
-        except ClientAuthenticationError as error:
-            raise StorageError(f"no sign-in for {account_url}: {error.message}") from error
+            if error.status_code in (401, 403):
+                raise StorageError(f"{account_url} refused access to container {container}: {error.reason} ({error.status_code})") from error
+            if isinstance(error, ClientAuthenticationError):
+                raise StorageError(f"no sign-in for {account_url}: {error.message}") from error
+            raise
         self._local = Path(tempfile.mkdtemp(prefix="aoai-usage-"))
         weakref.finalize(self, shutil.rmtree, self._local, ignore_errors=True)
 
@@ -158,7 +161,9 @@ def _container_client(account_url: str, container: str, connection_string: str |
     if is_azure(account_url):
         from azure.identity import DefaultAzureCredential
 
-        return ContainerClient(account_url, container, credential=DefaultAzureCredential())
+        credential = DefaultAzureCredential()
+        credential.get_token(_SCOPE)  # the client would try again for more than a minute before it says that nobody is signed in
+        return ContainerClient(account_url, container, credential=credential)
     if not connection_string:
         raise StorageError(f"{account_url} is not an Azure endpoint: set AZURE_STORAGE_CONNECTION_STRING to the emulator's")
     try:
