@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,23 @@ PRICES = ROOT / "aoai_usage_pipeline_tests/data/retail_prices_2025-08-25.json"
 
 def blocks(mark: str) -> str:
     return "".join(text for info, text in BLOCKS if info == f"sh {mark}")
+
+
+def test_what_it_costs_adds_up():
+    page = (ROOT / "docs/costs.md").read_text()
+    short, long = (page[page.index(heading) :].split("\n\n")[1].replace("*", "").splitlines()[2:] for heading in ("## The short", "## How the sums"))
+    parts = {row.split("|")[1].strip(): [Decimal(cell.replace(",", "")) for cell in row.split("|")[2:5]] for row in long}
+    total = parts.pop("sum")
+    assert len(parts) == 11
+    assert [sum(column) for column in zip(*parts.values(), strict=True)] == total
+    rest = [all_of_it - gateway for all_of_it, gateway in zip(total, parts["API Management"], strict=True)]
+    said = {
+        row.split("|")[1].strip(): [Decimal(re.match(r"\s*([\d,]+)", cell)[1].replace(",", "")) for cell in row.split("|")[2:5]] for row in short[2:]
+    }
+    assert said == {
+        name: [amount.quantize(Decimal(1)) for amount in amounts]
+        for name, amounts in (("API Management", parts["API Management"]), ("everything else", rest), ("sum", total))
+    }
 
 
 @pytest.mark.slow
