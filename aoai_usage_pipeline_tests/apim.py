@@ -13,7 +13,7 @@ from typing import Any
 
 POLICIES = Path(__file__).parent.parent / "infra/policies"
 NEWTONSOFT = Path("/usr/lib/cli/Newtonsoft.Json-5.0/Newtonsoft.Json.dll")
-NAMED_VALUES = {"aoai-usage-logger": "usage", "aoai-usage-tenant-id": "contoso.onmicrosoft.com", "aoai-usage-backend": "aoai-swc"}
+NAMED_VALUES = {"aoai-usage-tenant-id": "contoso.onmicrosoft.com", "aoai-usage-backend": "aoai-swc"}
 # what API Management imports for expressions; other namespaces are written out
 _USINGS = """using System; using System.Collections.Generic; using System.Linq; using System.Text; using System.Text.RegularExpressions;
 using System.Xml.Linq; using Newtonsoft.Json.Linq;"""

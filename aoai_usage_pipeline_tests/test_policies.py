@@ -608,6 +608,7 @@ ELEMENTS = {
 
 
 def test_the_policies_are_well_formed_and_use_what_api_management_has():
+    [logger] = re.findall(r"(?m)^var usageLoggerName = '(.+)'$", (apim.POLICIES.parent / "modules/api-management-api.bicep").read_text())
     fragments = {name for name in apim.project_policies() if name.startswith("aoai-")}
     for name, text in apim.project_policies().items():
         masked, expressions = apim.mask(text)
@@ -618,6 +619,7 @@ def test_the_policies_are_well_formed_and_use_what_api_management_has():
             if element.tag == "include-fragment":
                 assert element.attrib["fragment-id"] in fragments
                 assert name not in fragments, "fragments cannot be nested"
+            assert element.attrib.get("logger-id", logger) == logger
             assert name not in fragments or element.tag not in ("base", "inbound", "backend", "outbound", "on-error")
         assert len(text.encode()) < 256 * 1024
         for expression in expressions:

@@ -56,6 +56,7 @@ param logPromptBytes int = 32768
 
 var openAiEndpoints = concat(newOpenAiEndpoints, existingOpenAiEndpoints)
 var backendPoolName = 'azure-openai'
+// the fragment names it: what log-to-eventhub calls a logger may not be an expression
 var usageLoggerName = 'aoai-usage'
 var noBody = { headers: [], body: { bytes: 0 } }
 var promptLogging = { messages: 'all', maxSizeInBytes: logPromptBytes }
@@ -149,7 +150,6 @@ resource backendPool 'Microsoft.ApiManagement/service/backends@2024-05-01' = {
 var policyValues = [
   { name: 'aoai-usage-tenant-id', value: tenantId }
   { name: 'aoai-usage-backend', value: backendPoolName }
-  { name: 'aoai-usage-logger', value: usageLoggerName }
 ]
 
 resource namedValue 'Microsoft.ApiManagement/service/namedValues@2024-05-01' = [
