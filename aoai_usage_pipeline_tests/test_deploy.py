@@ -48,6 +48,8 @@ def test_what_needs_no_azure_runs(tmp_path):
     first, second = done.stdout.split("Bill 2026-10-05 to 2026-10-06")[1:]
     assert "People Tools" in first and "Sales Engineering" in first
     assert "Sales Engineering" in second and "People Tools" not in second and "UNALLOCATED" in second
+    [total] = re.findall(r"Total.* ([\d.]+ USD)", first)
+    assert f" {total} " in second
     assert "2 days agree, 0 differ, 0 cannot be verified" in second
     assert "unallocated" in second and (tmp_path / "data/aoai_usage.duckdb").exists()
 
