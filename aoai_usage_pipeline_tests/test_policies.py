@@ -206,6 +206,7 @@ def test_all_recorded_answers_go_through_and_are_billed(gateway, tmp_path):
 
 PERSON = {"oid": "8a1f", "azp": "11115293-844b", "scp": "user_impersonation", "name": "Ada", "upn": "ada@example.com"}
 HASH = hashlib.sha256(b"8a1f").hexdigest()
+TOKEN = "Bearer e30.e30.CANARY-KEY"
 
 
 @pytest.mark.parametrize(
@@ -220,9 +221,15 @@ HASH = hashlib.sha256(b"8a1f").hexdigest()
     ids=["person", "older token without oid", "application", "neither", "no claims"],
 )
 def test_callers_are_known_by_the_claims_of_a_validated_token(gateway, claims, expected):
-    call = served(gateway, headers={"Authorization": "Bearer CANARY-KEY"}, claims=claims)
+    call = served(gateway, headers={"Authorization": TOKEN}, claims=claims)
     assert pick(call.event, "application", "endUser") == expected
     assert b"ada" not in call.bodies[0].lower()
+
+
+@pytest.mark.parametrize("sent", ["Bearer CANARY-KEY", "Bearer ", "Basic YTpi", "CANARY-KEY", "Bearer a.b", ""])
+def test_what_is_no_token_is_not_validated_and_nobody(gateway, sent):
+    call = served(gateway, headers={"Authorization": sent}, claims=None)
+    assert pick(call.event, "application", "endUser", "status") == (None, None, 200)
 
 
 @pytest.mark.parametrize("token", ["text", 5, True])
@@ -351,7 +358,7 @@ def test_calls_that_the_gateway_refuses(gateway, where, reason, status):
 
 
 def test_a_token_that_is_not_valid_is_refused_and_nobody(gateway):
-    call = served(gateway, headers={"Authorization": "Bearer CANARY-KEY"}, fails={"in": "nowhere"})
+    call = served(gateway, headers={"Authorization": TOKEN}, fails={"in": "nowhere"})
     assert pick(call.event, "status", "application") == (401, None)
     assert call.said["sent"] is None
 
