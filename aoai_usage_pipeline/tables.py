@@ -233,12 +233,14 @@ coverage          DECIMAL(9,6)  share of successful Azure OpenAI calls with repo
 """
 )
 
+_CAPTURE_DATE = _columns("capture_date DATE UTC day in the name of the capture file")
+
 PUBLISHED = {
     "daily_usage": DAILY_USAGE,
     "daily_billing": DAILY_BILLING,
     "enriched_usage": ENRICHED_USAGE,
-    "quarantine": QUARANTINE,
-    "capture_files": CAPTURE_FILES,
+    "quarantine": _CAPTURE_DATE + QUARANTINE,
+    "capture_files": _CAPTURE_DATE + CAPTURE_FILES,
     "daily_quality": DAILY_QUALITY,
 }
 

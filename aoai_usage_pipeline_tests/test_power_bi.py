@@ -54,8 +54,8 @@ MADE = {
         "payer_key", "deployment_key", "hour", "requests", "failed", "throttled", "lag_seconds", "longest_lag_seconds", "last_enqueued_at",
     },
     "Daily quality": set(),
-    "Quarantine": {"capture_date"},
-    "Capture files": {"capture_date", "file", "files"},
+    "Quarantine": set(),
+    "Capture files": {"file", "files"},
 }  # fmt: skip
 """What Power Query makes of the published columns, by table."""
 
@@ -110,8 +110,7 @@ def test_power_query_reads_published_columns_with_their_types(table: str) -> Non
     columns = published(table)
     chosen = re.findall(r'"(\w+)"', re.search(r"Table\.SelectColumns\(Rows, \{([^}]*)\}, MissingField\.UseNull\)", m)[1])
     typed = dict(re.findall(r'\{"(\w+)", ((?:type )?[\w.]+)\}', re.search(r"Table\.TransformColumnTypes\(\w+, \{(.*?)\}, \"en-US\"\)", m)[1]))
-    assert set(chosen) - columns.keys() == MADE[table] & {"capture_date"}
-    assert set(chosen) == columns.keys() & set(chosen) | MADE[table] & {"capture_date"} and len(chosen) == len(set(chosen))
+    assert set(chosen) <= columns.keys() and len(chosen) == len(set(chosen))
     assert set(typed) == set(chosen) - set(MONEY if table == "Daily billing" else ())
     for name in set(typed) & columns.keys():
         assert typed[name] == M_TYPES[kind(columns[name])], name
@@ -363,15 +362,14 @@ def query(name: str, day: str) -> str:
 
 
 def test_the_duckdb_source_gives_every_column_as_exact_text(bill: tuple[Path, list[str]]) -> None:
-    capture_date = PROJECT.expressions["CaptureDateSql"].value.strip('"')
     with duckdb.connect(str(bill[0]), read_only=True) as db:
         for table, name in FACTS.items():
-            day = capture_date if "capture_date" in MADE[table] else "usage_date"
+            [day] = {"usage_date", "capture_date"} & published(table).keys()
             found = db.sql(query(name, day)).to_arrow_table()
-            assert set(found.column_names) == published(table).keys() | {"capture_date"}
+            assert set(found.column_names) == published(table).keys()
             assert found.num_rows == db.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] > 0
             assert {str(field.type) for field in found.schema} <= {"string"}
-            assert set(found["capture_date"].to_pylist()) == {"2026-10-05"}
+            assert set(found[day].to_pylist()) == {"2026-10-05"}
         costs = db.sql(query("daily_billing", "usage_date")).to_arrow_table()["cost"].to_pylist()
         assert sum(Decimal(c) for c in costs if c) == db.execute("SELECT sum(cost) FROM daily_billing").fetchall()[0][0]
 

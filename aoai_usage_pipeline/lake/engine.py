@@ -32,9 +32,13 @@ def connect(spill: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def read_parquet(paths: Sequence[str], empty: str = "") -> str:
-    """A FROM item over Parquet files; columns of the SELECT `empty`, which gives no rows, are there even if no file has them."""
-    files = f"read_parquet([{', '.join(literal(path) for path in paths)}], union_by_name = true)"
+def read_parquet(paths: Sequence[str], empty: str = "", *, filename: bool = False) -> str:
+    """A FROM item over Parquet files; columns of the SELECT `empty`, which gives no rows, are there even if no file has them.
+
+    With `filename` each row says which of the paths it is from, and nothing is taken from the folders' names.
+    """
+    options = "union_by_name = true" + (", filename = true, hive_partitioning = false" if filename else "")
+    files = f"read_parquet([{', '.join(literal(path) for path in paths)}], {options})"
     return f"(SELECT * FROM {files} UNION ALL BY NAME {empty})" if empty else files
 
 

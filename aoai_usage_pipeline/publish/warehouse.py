@@ -70,8 +70,11 @@ def _build(db: duckdb.DuckDBPyConnection, lake: ObjectStore, manifests: Manifest
             db.register("rows_of_files", _capture_files(manifests))
             source = "rows_of_files"
         elif table == "quarantine":
-            names = [manifest.quarantine for manifest in manifests.all() if manifest.quarantine]
-            source = engine.read_parquet(lake.local_paths(names), empty) if names else ""
+            dates = {manifest.quarantine: manifest.capture_date for manifest in manifests.all() if manifest.quarantine}
+            paths = lake.local_paths(dates)
+            db.register("dates_of_files", pa.table({"filename": pa.array(paths, pa.string()), "capture_date": pa.array(dates.values(), pa.date32())}))
+            rows = engine.read_parquet(paths, tables.empty_select(tables.QUARANTINE), filename=True) if paths else ""
+            source = f"{rows} JOIN dates_of_files USING (filename)" if rows else ""
         else:
             days = Days(lake, table)
             existing = days.existing()
@@ -86,6 +89,7 @@ def _build(db: duckdb.DuckDBPyConnection, lake: ObjectStore, manifests: Manifest
 
 
 def _capture_files(manifests: Manifests) -> pa.Table:
-    files = [file for manifest in manifests.all() for file in manifest.files]
+    files = [(manifest.capture_date, file) for manifest in manifests.all() for file in manifest.files]
     types = {"VARCHAR": pa.string(), "BIGINT": pa.int64()}
-    return pa.table({c.name: pa.array([getattr(f, c.name) for f in files], types[c.type]) for c in tables.CAPTURE_FILES})
+    columns = {c.name: pa.array([getattr(file, c.name) for _, file in files], types[c.type]) for c in tables.CAPTURE_FILES}
+    return pa.table({"capture_date": pa.array([date for date, _ in files], pa.date32())} | columns)
