@@ -377,6 +377,7 @@ EVERYTHING = PRIVATE | {
     "gatewayHostName": "ai.example.com",
     "gatewayCertificateSecretId": "https://vault.example/secrets/certificate",
     "authClientId": "11111111-2222-3333-4444-555555555555",
+    "allowedGroups": ["99999999-8888-7777-6666-555555555555"],
     "functionAppCodeDeployed": True,
     "teamsWebhookUrl": "https://teams.example",
     "notificationMailTo": "finops@example.com",
@@ -540,6 +541,7 @@ def connections(resources: list[Resource]) -> set[tuple[str, str, str]]:
     ):
         given = properties(resource)
         who = next((name for words, name in IDENTITIES.items() if words in given["principalId"]), given["principalId"])
+        assert who not in IDENTITIES.values() or given["principalId"].endswith(".principalId"), f"{resource}: {given['principalId']}"
         on = "/".join(
             (resource.scope.type.rpartition("/")[2], resource.scope.name.rpartition("/")[2]) if resource.scope else given["scope"].split("/")[-2:]
         )
@@ -596,6 +598,90 @@ def test_nothing_is_public_with_private_endpoints(everything):
         for r in of_type(everything, "Microsoft.Network/privateEndpoints")
     }
     assert linked == {"blob", "vault", "Sql", "namespace", "Gateway", "registry", "account"}
+    zones = {r.name for r in of_type(everything, "Microsoft.Network/privateDnsZones")}
+    assert zones == {f"privatelink.{name}" for name in ZONES} and len(
+        of_type(everything, "Microsoft.Network/privateDnsZones/virtualNetworkLinks")
+    ) == len(zones)
+
+
+# from Azure's table of private DNS zones
+ZONES = (
+    "azure-api.net",
+    "azurecr.io",
+    "blob.«az.environment()».suffixes.storage",
+    "documents.azure.com",
+    "openai.azure.com",
+    "postgres.database.azure.com",
+    "servicebus.windows.net",
+    "vaultcore.azure.net",
+)
+
+
+def test_the_web_interface_is_open_to_nobody_without_a_sign_in(everything, smallest):
+    web = one(everything, "Microsoft.App/containerApps", "aoai-usage-webserver")
+    assert (
+        properties(web)["configuration"]["ingress"] | {"external": True, "allowInsecure": False, "targetPort": 3000}
+        == properties(web)["configuration"]["ingress"]
+    )
+    (sign_in,) = of_type(everything, "Microsoft.App/containerApps/authConfigs")
+    assert sign_in.name.startswith(web.name) and properties(sign_in)["platform"] == {"enabled": True}
+    assert properties(sign_in)["globalValidation"] == {
+        "unauthenticatedClientAction": "RedirectToLoginPage",
+        "redirectToProvider": "azureactivedirectory",
+    }
+    validation = properties(sign_in)["identityProviders"]["azureActiveDirectory"]["validation"]
+    policy = validation["defaultAuthorizationPolicy"]
+    assert EVERYTHING["authClientId"] in validation["allowedAudiences"] and policy["allowedPrincipals"]["groups"] == EVERYTHING["allowedGroups"]
+    assert len(policy["allowedApplications"]) == 2 and all(policy["allowedApplications"])
+    for resources in (everything, smallest):
+        for app in of_type(resources, "Microsoft.App/containerApps"):
+            scale, ingress = properties(app)["template"]["scale"], properties(app)["configuration"].get("ingress")
+            # a second daemon would do every tick twice, a second code location would not know of the first one's runs
+            assert scale == {"minReplicas": 1, "maxReplicas": 1}, str(app)
+            assert not ingress or not ingress["external"] or (resources is everything and app is web), str(app)
+    assert not of_type(smallest, "Microsoft.App/containerApps/authConfigs")
+
+
+# Azure's supported log categories, of the types that are asked for some
+CATEGORIES = {
+    "Microsoft.ApiManagement/service": {"GatewayLogs", "GatewayLlmLogs", "WebSocketConnectionLogs", "DeveloperPortalAuditLogs"},
+    "Microsoft.CognitiveServices/accounts": {"Audit", "RequestResponse", "AzureOpenAIRequestUsage", "Trace"},
+    "Microsoft.EventHub/namespaces": {"ArchiveLogs", "OperationalLogs", "AutoScaleLogs", "RuntimeAuditLogs", "ApplicationMetricsLogs"},
+    "Microsoft.KeyVault/vaults": {"AuditEvent", "AzurePolicyEvaluationDetails"},
+    "Microsoft.Network/applicationGateways": {"ApplicationGatewayAccessLog", "ApplicationGatewayPerformanceLog", "ApplicationGatewayFirewallLog"},
+}
+
+
+def test_logs_are_asked_for_by_names_that_azure_has(everything):
+    asked = 0
+    for setting in of_type(everything, "Microsoft.Insights/diagnosticSettings"):
+        for log in properties(setting)["logs"]:
+            assert setting.scope and log["enabled"]
+            assert log.get("categoryGroup") in ("allLogs", "audit") or log["category"] in CATEGORIES[setting.scope.type], f"{setting}: {log}"
+            asked += 1
+    assert asked > 10
+
+
+def test_the_loggers_sign_in_as_the_service(smallest):
+    loggers = {r.name.rpartition("/")[2]: properties(r) for r in of_type(smallest, "Microsoft.ApiManagement/service/loggers")}
+    assert {name: logger["loggerType"] for name, logger in loggers.items()} == {
+        "aoai-usage": "azureEventHub",
+        "aoai-usage-insights": "applicationInsights",
+        "azuremonitor": "azureMonitor",
+    }
+    assert loggers["aoai-usage"]["credentials"].keys() == {"endpointAddress", "name", "identityClientId"}
+    assert loggers["aoai-usage-insights"]["credentials"].keys() == {"connectionString", "identityClientId"}
+    assert {logger["credentials"]["identityClientId"] for logger in loggers.values() if "credentials" in logger} == {"SystemAssigned"}
+
+
+def test_event_grid_tells_the_function_about_capture_files_of_the_hub(everything):
+    (topic,) = of_type(everything, "Microsoft.EventGrid/systemTopics")
+    assert properties(topic)["topicType"] == "Microsoft.EventHub.Namespaces"
+    (subscription,) = of_type(everything, "Microsoft.EventGrid/systemTopics/eventSubscriptions")
+    given = properties(subscription)
+    assert given["filter"] == {"includedEventTypes": ["Microsoft.EventHub.CaptureFileCreated"], "subjectBeginsWith": "eventhubs/usage"}
+    function = given["destination"]["properties"]["resourceId"].rpartition("/")[2]
+    assert f'@app.function_name("{function}")\n@app.event_grid_trigger' in (INFRA / "functions/function_app.py").read_text()
 
 
 def test_capture_writes_what_the_pipeline_reads(smallest):
