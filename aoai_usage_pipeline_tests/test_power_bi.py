@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from aoai_usage_pipeline.rating import match
 from aoai_usage_pipeline.storage import open_store
 from aoai_usage_pipeline_tests.conftest import ROOT
 from aoai_usage_pipeline_tests.power_bi import Project
+from aoai_usage_pipeline_tests.power_bi_measures import Measures, remainder
 from aoai_usage_pipeline_tests.support import DAY, Run, capture, chat, hub_event, lines, seed_event
 
 FOLDER = ROOT / "infra/powerbi"
@@ -146,10 +147,13 @@ def test_dimensions_have_every_dimension_of_the_daily_tables_and_join_by_it() ->
     assert ("usage_date", *of["Payer"], *of["Deployment"]) == tables.DIMENSIONS
 
 
+KINDS = {"tokens": set(match.TOKEN_METERS), "capacity": {fixed_costs.PROVISIONED}, "idle": {fixed_costs.IDLE, fixed_costs.UNUSED}}
+
+
 def test_meters_are_of_the_kinds_the_pipeline_knows() -> None:
     source = PROJECT.tables["Meter"].one("partition").one("source").value
     of = {name: set(re.findall(r'"(\w+)"', found)) for found, name in re.findall(r'\[Meter\] (?:IN|=) (.*), "(\w+)"', source)}
-    assert of == {"tokens": set(match.TOKEN_METERS), "capacity": {fixed_costs.PROVISIONED}, "idle": {fixed_costs.IDLE, fixed_costs.UNUSED}}
+    assert of == KINDS
 
 
 # --- relationships, security, refresh ----------------------------------------------------------------------------------------------
@@ -163,6 +167,7 @@ def test_the_model_is_a_star() -> None:
             table, _, column = re.fullmatch(r"('[^']+'|\w+)(\.)('[^']+'|\w+)", relationship.properties[end]).groups()
             ends.append((table.strip("'"), column.strip("'")))
         assert ends[0][0] in FACTS and ends[1][0] in DIMENSIONS
+        assert ends[0][1] == ends[1][1] or (ends[1] == ("Date", "Date") and ends[0][1] in ("Usage date", "Capture date"))
         assert PROJECT.columns[ends[0]].properties["dataType"] == PROJECT.columns[ends[1]].properties["dataType"]
         assert "crossFilteringBehavior" not in relationship.properties
         pairs.add((ends[0][0], ends[1][0]))
@@ -177,7 +182,8 @@ def test_a_cost_centre_reader_sees_nothing_but_its_cost_centres() -> None:
     """Every table of the model is filtered by the payer, hidden from readers, or names nobody."""
     role = PROJECT.of("role")["Cost centre reader"]
     filters = {permission.name: permission.value for permission in role.of("tablePermission")}
-    assert "USERPRINCIPALNAME(), 'Readers'[Cost centre], 'Payer'[Cost centre]" in filters.pop("Payer")
+    reads = "CONTAINS('Readers', 'Readers'[User], USERPRINCIPALNAME(), 'Readers'[Cost centre], "
+    assert re.sub(r"\s+", " ", filters.pop("Payer")).strip() == f"{reads}'Payer'[Cost centre]) || {reads}\"*\")"
     assert filters.pop("Readers") == "'Readers'[User] = USERPRINCIPALNAME()"
     assert set(filters.values()) == {"FALSE()"}
     assert set(PROJECT.tables) == {"Daily billing", "Daily usage", "Hourly usage", "Payer", "Readers", *filters, *(DIMENSIONS - {"Payer"})}
@@ -200,6 +206,8 @@ def test_only_the_days_of_a_partition_are_read_and_only_when_they_changed(root: 
             assert names[FACTS[table]] == f"{prefix}{DAY:%Y-%m-%d}/data.parquet"
             assert f'Published("{FACTS[table]}", RangeStart, RangeEnd)' in PROJECT.m()[table]
     assert {"files", "quarantine"} <= set(Manifest.__dataclass_fields__)
+    # a day is in one partition, and not in the next one too
+    assert "each [Day] >= First and [Day] < Until" in PROJECT.m()["FilesBetween"] and "[usageDate] < Until" in PROJECT.m()["CosmosRows"]
     listed = re.findall(r'"(\w+)"', re.search(r"Table\.FromRecords\(\[Manifest\]\[files\], \{([^}]*)\}", PROJECT.m()["CaptureFiles"])[1])
     assert listed and set(listed) <= set(FileEntry.__dataclass_fields__)
 
@@ -241,64 +249,6 @@ def test_dax_can_be_parsed() -> None:
             dax.to_ast(text)
 
 
-class Evaluator:
-    """Computes measures that are sums of columns, over the published file, exactly: each column by what Power Query makes of it."""
-
-    def __init__(self, db: duckdb.DuckDBPyConnection) -> None:
-        self._db = db
-
-    def measure(self, name: str) -> Any:
-        return self._value(dax.to_ast(PROJECT.measures[name].value))
-
-    def _value(self, node: Any) -> Any:
-        match type(node).__name__:
-            case "MeasureExpression":
-                return self.measure(node.name.text.strip("[]"))
-            case "LiteralNumberExpression":
-                return Decimal(node.value.text)
-            case "AddSubExpression":
-                left, right = self._value(node.left), self._value(node.right)
-                return left + right if node.operator.text == "+" else left - right
-            case "ComparisonExpression":
-                assert node.operator.text == "="
-                return self._value(node.left) == self._value(node.right)
-            case "FunctionExpression":
-                return self._call(node.function_name(), node.args)
-        raise NotImplementedError(type(node).__name__)
-
-    def _call(self, function: str, arguments: list[Any]) -> Any:
-        match function:
-            case "IF":
-                condition, then = map(self._value, arguments)
-                return then if condition else None
-            case "DIVIDE":
-                above, below = map(self._value, arguments)
-                return above / below if below else None
-            case "COUNTROWS":
-                return self._sql("count(*)", arguments[0].name.text.strip("'"))
-            case "SUM" | "MIN" | "MAX" | "DISTINCTCOUNTNOBLANK":
-                [column] = arguments
-                table, name = column.table.text.strip("'"), column.column.text.strip("[]")
-                source = PROJECT.columns[table, name].properties["sourceColumn"]
-                aggregate = "count(DISTINCT {})" if function == "DISTINCTCOUNTNOBLANK" else f"{function}({{}})"
-                return self._sql(aggregate.format(self._column(table, source)), table)
-        raise NotImplementedError(function)
-
-    @staticmethod
-    def _column(table: str, source: str) -> str:
-        if source.endswith("_millionths"):
-            return f"CAST(floor({source.removesuffix('_millionths')} * 1000000) AS BIGINT)"
-        if source.endswith("_remainder"):
-            money = source.removesuffix("_remainder")
-            return f"CAST(({money} - CAST(floor({money} * 1000000) AS DECIMAL(38,15)) * 0.000001) * 1000000000000000 AS BIGINT)"
-        hourly = {"requests": "1", "failed": "CAST(status_code >= 400 AS INTEGER)", "throttled": "CAST(status_code = 429 AS INTEGER)"}
-        return (hourly | {"files": "1"}).get(source, source) if table in ("Hourly usage", "Capture files") else source
-
-    def _sql(self, expression: str, table: str) -> Any:
-        [[value]] = self._db.execute(f"SELECT {expression} FROM {FACTS[table]}").fetchall()
-        return value if value is None or not isinstance(value, int) else Decimal(value)
-
-
 PRICES = """price_id,model,model_version,deployment_sku,region,service_tier,context_band,meter,unit_price,unit_tokens,currency,effective_from,effective_to,meter_id,source
 in-1,gpt-4o,*,*,*,*,*,input,2.503,1000000,USD,2024-01-01,,,test
 out-1,gpt-4o,*,*,*,*,*,output,10.000000007,1000000,USD,2024-01-01,,,test
@@ -319,38 +269,173 @@ def bill(root: Path, aoai_usage: Run) -> tuple[Path, list[str]]:
     return root / "warehouse.duckdb", total
 
 
+def measures(db: duckdb.DuckDBPyConnection) -> Measures:
+    return Measures(db, PROJECT, FACTS, KINDS)
+
+
 def test_the_measures_are_what_the_bill_says(bill: tuple[Path, list[str]]) -> None:
     path, total = bill
     with duckdb.connect(str(path), read_only=True) as db:
-        measures = Evaluator(db)
-        cost = measures.measure("Cost")
-        assert [f"{measures.measure(name):,}" for name in ("Requests", "Prompt tokens", "Completion tokens")] == total[2:5]
-        assert f"{cost.normalize():f} USD" == total[5] and cost != round(cost, 4)
-        exact = db.execute("SELECT sum(list_cost), sum(contracted_cost) FROM daily_billing").fetchall()[0]
-        assert (measures.measure("List cost"), measures.measure("Contracted cost")) == exact and exact[0] > exact[1]
-        assert measures.measure("Discount") == exact[0] - exact[1] and measures.measure("Markup") == cost - exact[1] == 0
+        of = measures(db)
+        assert [f"{of[name]:,}" for name in ("Requests", "Prompt tokens", "Completion tokens")] == total[2:5]
+        assert f"{of['Cost'].normalize():f} USD" == total[5] and of["Cost"] != round(of["Cost"], 4)
         quality = db.execute("SELECT parsed, accepted, duplicates, no_usage, unallocated FROM daily_quality").fetchall()[0]
-        assert tuple(map(measures.measure, ("Events", "Accepted requests", "Duplicates", "No usage", "Unallocated"))) == quality == (13, 12, 1, 1, 1)
-        assert measures.measure("Requests per hour") == 12 and measures.measure("Tokens per hour") == measures.measure("Total tokens") > 9_000_000
-        assert measures.measure("Quarantined records") == measures.measure("Capture files read") == 1
-        assert measures.measure("Captured records") == 14 and round(measures.measure("Quarantine rate"), 6) == Decimal("0.071429")
+        assert tuple(of[name] for name in ("Events", "Accepted requests", "Duplicates", "No usage", "Unallocated")) == quality == (13, 12, 1, 1, 1)
 
 
-def test_costs_in_several_currencies_are_not_added_up(bill: tuple[Path, list[str]], tmp_path: Path) -> None:
-    with duckdb.connect(str(shutil.copy(bill[0], tmp_path / "copy.duckdb"))) as db:
-        assert Evaluator(db).measure("Cost") > 0
-        db.execute("UPDATE daily_billing SET currency = 'EUR' WHERE price_id = 'out-1'")
-        assert Evaluator(db).measure("Cost") is None
+BILL, USAGE, HOURS, FILES = "FROM daily_billing", "FROM daily_usage", "FROM enriched_usage", "FROM capture_files"
+FIXED, IDLE = "meter IN ('provisioned_capacity', 'idle_capacity', 'unused_reservation')", "meter IN ('idle_capacity', 'unused_reservation')"
+COUNTS = f"meter IN ({', '.join(repr(meter) for meter in sorted(match.TOKEN_METERS))})"
+# the month of the bill is October 2026, its last day the 6th
+TO_DATE, BEFORE = "usage_date BETWEEN '2026-10-01' AND '2026-10-06'", "usage_date BETWEEN '2026-09-01' AND '2026-09-06'"
+LAG = "epoch_us(enqueued_at) - epoch_us(event_time)"
+EXPECTED = {
+    "Capture files read": f"count(*) {FILES}",
+    "Unreadable files": f"count(*) {FILES} WHERE status = 'unreadable'",
+    "Captured records": f"sum(records) {FILES}",
+    "Captured bytes": f"sum(bytes) {FILES}",
+    "Quarantine rate": f"sum(quarantined) / sum(events) {FILES}",
+    "Cost": f"sum(cost) {BILL}",
+    "Cost unrounded": f"sum(cost) {BILL}",
+    "List cost": f"sum(list_cost) {BILL}",
+    "Contracted cost": f"sum(contracted_cost) {BILL}",
+    "Currency shown": f"any_value(currency) {BILL}",
+    "Cost share": "1",
+    "Discount": f"sum(list_cost) - sum(contracted_cost) {BILL}",
+    "Discount share": f"1 - sum(contracted_cost) / sum(list_cost) {BILL}",
+    "Markup": f"sum(cost) - sum(contracted_cost) {BILL}",
+    "Billed tokens": f"sum(quantity) {BILL} WHERE {COUNTS}",
+    "Cost per million tokens": f"1000000 * sum(cost) / sum(quantity) FILTER (pricing_status <> 'unpriced') {BILL} WHERE {COUNTS}",
+    "Cost per request": f"(SELECT sum(cost) {BILL}) / (SELECT sum(requests) {USAGE})",
+    "Fixed cost": f"sum(cost) {BILL} WHERE {FIXED}",
+    "Idle cost": f"sum(cost) {BILL} WHERE {IDLE}",
+    "Idle share": f"sum(cost) FILTER ({IDLE}) / sum(cost) {BILL} WHERE {FIXED}",
+    "Usage cost": f"sum(cost) {BILL} WHERE NOT {FIXED}",
+    "Corrections": f"sum(cost) {BILL} WHERE charge_class = 'Correction'",
+    "Cost without corrections": f"sum(cost) {BILL} WHERE charge_class IS NULL",
+    "Cost month to date": f"sum(cost) {BILL} WHERE {TO_DATE}",
+    "Cost previous month to date": f"sum(cost) {BILL} WHERE {BEFORE}",
+    "Change on previous month": f"sum(cost) FILTER ({TO_DATE}) / sum(cost) FILTER ({BEFORE}) - 1 {BILL}",
+    "Projected cost of the month": f"sum(cost) / 6 * 31 {BILL} WHERE {TO_DATE}",
+    "Fallback cost": f"sum(cost) {BILL} WHERE pricing_status = 'fallback'",
+    "Unpriced tokens": f"sum(quantity) {BILL} WHERE pricing_status = 'unpriced' AND {COUNTS}",
+    "Unallocated cost": f"sum(cost) {BILL} WHERE cost_center = 'UNALLOCATED'",
+    "Estimated cost": f"sum(cost) {BILL} WHERE usage_source = 'estimated'",
+    "Events": "sum(parsed) FROM daily_quality",
+    "Accepted requests": "sum(accepted) FROM daily_quality",
+    "Duplicates": "sum(duplicates) FROM daily_quality",
+    "Conflicts": "sum(conflicts) FROM daily_quality",
+    "No usage": "sum(no_usage) FROM daily_quality",
+    "Unpriced": "sum(unpriced) FROM daily_quality",
+    "Unallocated": "sum(unallocated) FROM daily_quality",
+    "Estimated": "sum(estimated) FROM daily_quality",
+    "Unattributed": "sum(unattributed) FROM daily_quality",
+    "Lowest coverage": "min(coverage) FROM daily_quality",
+    "Last usage date": "max(usage_date) FROM daily_quality",
+    "Days since last usage date": "date_diff('day', max(usage_date), current_date) FROM daily_quality",
+    "Requests": f"sum(requests) {USAGE}",
+    "Unpriced requests": f"sum(requests) {USAGE} WHERE pricing_status = 'unpriced'",
+    "Requests without usage": f"sum(requests) {USAGE} WHERE pricing_status = 'no_usage'",
+    "Unallocated requests": f"sum(requests) {USAGE} WHERE cost_center = 'UNALLOCATED'",
+    "Prompt tokens": f"sum(prompt_tokens) {USAGE}",
+    "Cached tokens": f"sum(cached_tokens) {USAGE}",
+    "Cache write tokens": f"sum(cache_write_tokens) {USAGE}",
+    "Completion tokens": f"sum(completion_tokens) {USAGE}",
+    "Reasoning tokens": f"sum(reasoning_tokens) {USAGE}",
+    "Total tokens": f"sum(total_tokens) {USAGE}",
+    "Token share": "1",
+    "Cached share": f"sum(cached_tokens) / sum(prompt_tokens) {USAGE}",
+    "Requests per hour": f"count(*) {HOURS}",
+    "Tokens per hour": f"sum(total_tokens) {HOURS}",
+    "Prompt tokens per hour": f"sum(prompt_tokens) {HOURS}",
+    "Completion tokens per hour": f"sum(completion_tokens) {HOURS}",
+    "Failed requests": f"count(*) {HOURS} WHERE status_code >= 400",
+    "Throttled requests": f"count(*) {HOURS} WHERE status_code = 429",
+    "Error rate": f"count(*) FILTER (status_code >= 400) / count(*) {HOURS}",
+    "Average lag": f"sum({LAG}) / 1000000 / count(*) {HOURS}",
+    "Longest lag": f"max({LAG}) / 1000000 {HOURS}",
+    "Last event": f"max(enqueued_at) {HOURS}",
+    "Quarantined records": "count(*) FROM quarantine",
+    "Quarantined bytes": "sum(bytes) FROM quarantine",
+}
+"""What each measure is, in SQL over the published tables."""
+
+
+@pytest.fixture
+def every_kind(bill: tuple[Path, list[str]], tmp_path: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A copy of the file in which every column has values of its own, and every kind of line and request is there."""
+    kinds = [
+        "'cached_input' AS meter, 'fallback' AS pricing_status",
+        "'provisioned_capacity' AS meter",
+        "'idle_capacity' AS meter, 'UNALLOCATED' AS cost_center",
+        "'unused_reservation' AS meter",
+        "'input' AS meter, 'unpriced' AS pricing_status, NULL AS cost, NULL AS list_cost, NULL AS contracted_cost",
+        "'Correction' AS charge_class, '2026-11' AS billing_period",
+        "'estimated' AS usage_source",
+        "DATE '2026-08-31' AS usage_date",
+        "DATE '2026-09-03' AS usage_date",
+        "DATE '2026-09-07' AS usage_date",
+        "DATE '2026-09-30' AS usage_date",
+        "DATE '2026-10-06' AS usage_date",
+    ]
+    with duckdb.connect(str(shutil.copy(bill[0], tmp_path / "every_kind.duckdb"))) as db:
+        db.execute("CREATE TABLE line AS SELECT * FROM daily_billing WHERE price_id = 'in-1' LIMIT 1; UPDATE daily_billing SET charge_class = NULL")
+        for n, kind in enumerate(kinds, 1):
+            amounts = ", ".join(f"CAST({money} * 1.0{n} AS DECIMAL(38,15)) AS {money}" for money in MONEY if money not in kind)
+            replaced = ", ".join(
+                part for part in (kind, f"CAST({n}000003 AS {db.table('line').select('quantity').types[0]}) AS quantity", amounts) if part
+            )
+            db.execute(f"INSERT INTO daily_billing SELECT * REPLACE ({replaced}) FROM line")
+        for t, table in enumerate(("daily_usage", "daily_quality", "capture_files", "quarantine"), 1):
+            counts = [column.name for column in tables.PUBLISHED[table] if column.type == "BIGINT" and column.name != "events"]
+            db.execute(f"UPDATE {table} SET {', '.join(f'{name} = coalesce({name}, 0) + {1000 * t + 70 * n}' for n, name in enumerate(counts))}")
+        db.execute("UPDATE capture_files SET events = parsed + quarantined")
+        for status, center, requests in (("unpriced", "CC-1", 30), ("no_usage", "UNALLOCATED", 500), ("no_usage", "CC-1", 9)):
+            replaced = f"'{status}' AS pricing_status, '{center}' AS cost_center, {requests} AS requests"
+            db.execute(f"INSERT INTO daily_usage SELECT * REPLACE ({replaced}) FROM daily_usage LIMIT 1")
+        db.execute("INSERT INTO quarantine SELECT q.* FROM (FROM quarantine LIMIT 1) q, range(2)")
+        db.execute("INSERT INTO capture_files SELECT f.* REPLACE ('unreadable' AS status) FROM (FROM capture_files LIMIT 1) f, range(4)")
+        for status, times in ((429, 6), (500, 1)):
+            replaced = f"{status} AS status_code, enqueued_at + INTERVAL 1 HOUR AS enqueued_at"
+            db.execute(f"INSERT INTO enriched_usage SELECT e.* REPLACE ({replaced}) FROM (FROM enriched_usage LIMIT 1) e, range({times})")
+        yield db
+
+
+def test_every_measure_is_what_the_published_columns_say(every_kind: duckdb.DuckDBPyConnection) -> None:
+    assert EXPECTED.keys() == PROJECT.measures.keys()
+    of = measures(every_kind)
+    seen: dict[str, set[str]] = {}
+    for name, select in EXPECTED.items():
+        [[expected]] = every_kind.execute(f"SELECT {select}").fetchall()
+        found = of[name]
+        assert found is not None, name
+        if isinstance(expected, float):
+            assert float(found) == pytest.approx(expected, rel=1e-12), name
+        else:
+            assert found == expected, name
+        seen.setdefault(str(expected), set()).add(name)
+    # a measure that were another one would be found out
+    alike = [{"Cost", "Cost unrounded"}, {"Cost share", "Token share"}]
+    assert [names for names in seen.values() if len(names) > 1 and names not in alike] == []
+
+
+def test_costs_in_several_currencies_are_not_added_up(every_kind: duckdb.DuckDBPyConnection) -> None:
+    of = measures(every_kind)
+    assert of["Currency shown"] == "USD"
+    every_kind.execute("UPDATE daily_billing SET currency = 'EUR' WHERE price_id = 'out-1'")
+    money = [name for name, select in EXPECTED.items() if "cost" in select and BILL in select]
+    assert len(money) > 20 and of["Currency shown"] == "several: choose one"
+    assert {name: of[name] for name in ("Cost", "List cost", "Contracted cost", "Discount", "Markup")} == dict.fromkeys(
+        ("Cost", "List cost", "Contracted cost", "Discount", "Markup")
+    )
 
 
 def test_amounts_below_zero_and_above_a_billion_are_exact() -> None:
     amounts = ["-0.000000000000001", "-0.07", "0.000000999999999", "1234567890123.000000000000001", "-1.000001"]
     with duckdb.connect() as db:
         db.execute("CREATE TABLE daily_billing AS SELECT CAST(unnest(?) AS DECIMAL(38,15)) AS cost, 'USD' AS currency", [amounts])
-        assert Evaluator(db).measure("Cost") == sum(map(Decimal, amounts))
-        least, most = db.execute(f"SELECT min(x), max(x) FROM (SELECT {Evaluator._column('', 'cost_remainder')} AS x FROM daily_billing)").fetchall()[
-            0
-        ]
+        assert measures(db)["Cost"] == sum(map(Decimal, amounts))
+        least, most = db.execute(f"SELECT min(x), max(x) FROM (SELECT {remainder('cost')} AS x FROM daily_billing)").fetchall()[0]
         assert least >= 0 and most < 10**9
 
 
@@ -382,6 +467,8 @@ def test_every_visual_shows_what_the_model_has() -> None:
     assert len(visuals) > 100
     for visual in visuals:
         assert visual.fields or visual.type == "textbox", visual.file
+        if visual.type == "card":
+            assert [visual.file.parent.name] == [f"card-{name.lower().replace(' ', '-')}" for *_, name in visual.fields], visual.file
         for role, what, table, name in visual.fields:
             if what == "Measure":
                 assert name in {m.name for m in PROJECT.tables[table].of("measure")}, visual.file
