@@ -114,16 +114,55 @@ def test_the_exporters_sign_in_try_little_and_keep_nothing_on_disk(endpoint: str
 # --- names ----------------------------------------------------------------------------------------------------------------------
 
 
+WORKBOOK = [item for item in json.loads((ROOT / "infra/workbook.json").read_text())["items"] if item["type"] == 3]
+ALERTS = (ROOT / "infra/modules/alerts.bicep").read_text()
+KUSTO = ROOT / ".kusto/node_modules/@kusto/language-service-next"
+TABLES = {
+    "customMetrics": "(timestamp: datetime, name: string, valueCount: int, valueSum: real, valueMin: real, valueMax: real, customDimensions: dynamic)",
+    "requests": "(timestamp: datetime, id: string, name: string, success: string, resultCode: string, duration: real, operation_Id: string,"
+    " operation_ParentId: string, customDimensions: dynamic)",
+    "dependencies": "(timestamp: datetime, id: string, name: string, type: string, target: string, data: string, success: string, resultCode: string,"
+    " duration: real, operation_Id: string, operation_ParentId: string, customDimensions: dynamic)",
+    "traces": "(timestamp: datetime, message: string, operation_Id: string, operation_ParentId: string, customDimensions: dynamic)",
+}
+"""Of Microsoft's mapping of Application Insights' names to a workspace's, the columns that both have. `customMetrics.value` is in no workspace."""
+
+
 def test_workbook_and_alerts_ask_for_what_is_sent() -> None:
-    workbook, alerts = (ROOT / "infra/workbook.json").read_text(), (ROOT / "infra/modules/alerts.bicep").read_text()
-    asked = set(re.findall(r"'(aoai\.[a-z.]+)'", workbook + alerts))
+    queries = [item["content"]["query"] for item in WORKBOOK]
+    asked = set(re.findall(r"'(aoai\.[a-z.]+)'", " ".join([*queries, ALERTS])))
     assert asked == set(METRICS)
-    queries = [item["content"]["query"] for item in json.loads(workbook)["items"] if item["type"] == 3]
     names = {found for query in queries for found in re.findall(r"(?:name|message) startswith '(\w+) '", query)}
     assert names == {"run", "tick", "step", "check"}
-    dimensions = {found for query in [*queries, alerts] for found in re.findall(r"customDimensions\.(\w+)", query)}
+    dimensions = {found for query in [*queries, ALERTS] for found in re.findall(r"customDimensions\.(\w+)", query)}
     measured = {"usage_date", "currency", "table", "job"}  # the attributes of metrics; the test of a real run sees them
     assert dimensions <= sender._ATTRIBUTES | measured
+    jobs = {job for query in re.findall(r"job\) in \((.*?)\)", ALERTS) for job in re.findall(r"\w+", query)}
+    assert jobs and jobs <= {job.name for job in build_defs().jobs or []}
+
+
+@pytest.mark.slow
+def test_queries_of_workbook_and_alerts_are_valid_and_have_the_columns_that_are_shown() -> None:
+    if not KUSTO.exists():
+        pytest.fail("Kusto's language service is not installed: run `make test`, which installs it")
+    alerts = [
+        query.replace("MAX_LAG_MINUTES", "60").replace("MIN_COVERAGE_PERCENT", "95").replace("MAX_UNPRICED_REQUESTS", "0")
+        for query in re.findall(r"'\'\'\n(.*?)'\'\'", ALERTS, re.S)
+    ]
+    assert len(alerts) == 3
+    charts = [item["content"] for item in WORKBOOK]
+    asked = json.dumps({"tables": TABLES, "queries": [*alerts, *(chart["query"].replace("{TimeRange:grain}", "1h") for chart in charts)]})
+    node = Path(sys.executable).with_name("node")
+    done = subprocess.run([node, ROOT / "aoai_usage_pipeline_tests/kusto.js", KUSTO], input=asked, capture_output=True, text=True, check=True)
+    answers = json.loads(done.stdout)
+    assert [answer["faults"] for answer in answers] == [[]] * len(answers)
+    assert [answer["columns"] for answer in answers[:3]] == [{"what": "string", "amount": "real"}] * 3
+    assert ALERTS.count("name: 'what'") == 1
+    for chart, answer in zip(charts, answers[3:], strict=True):
+        settings = chart.get("chartSettings", {})
+        tiles = [part["columnMatch"] for part in chart.get("tileSettings", {}).values() if isinstance(part, dict)]
+        shown = {*(settings[name] for name in ("xAxis", "group") if name in settings), *settings.get("yAxis", []), *tiles}
+        assert shown <= set(answer["columns"]), chart["title"]
 
 
 def test_the_page_names_everything_that_is_sent() -> None:
