@@ -20,8 +20,9 @@ import dagster as dg
 import pytest
 from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
 from opentelemetry import trace
+from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from aoai_usage_pipeline.definitions import build_defs
@@ -95,20 +96,40 @@ def test_azure_is_signed_in_to_and_nobody_else(endpoint: str, azure: bool) -> No
     assert sender.is_azure(endpoint) is azure
 
 
-@pytest.mark.parametrize("endpoint", ["https://westeurope-5.in.applicationinsights.azure.com/", "http://127.0.0.1:9/"])
-def test_the_exporters_sign_in_try_little_and_keep_nothing_on_disk(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def exporting_to(exporter: Any, monkeypatch: pytest.MonkeyPatch, endpoint: str = "http://127.0.0.1:9/") -> tuple[sender.Sender, list[dict[str, Any]]]:
+    """A sender whose two exporters are made by `exporter`, which gets the name of the class, and the options they are made with."""
     made: list[dict[str, Any]] = []
     for name in ("STATSBEAT_DISABLED_ALL", "SDKSTATS_DISABLED", "CONTROLPLANE_DISABLED", "OPENTELEMETRY_RESOURCE_METRIC_DISABLED"):
         monkeypatch.setenv(f"APPLICATIONINSIGHTS_{name}", "true")
     for name in ("AzureMonitorTraceExporter", "AzureMonitorMetricExporter"):
-        monkeypatch.setattr(sender, name, lambda **options: made.append(options) or mock.MagicMock())
+        monkeypatch.setattr(sender, name, lambda name=name, **options: made.append(options) or exporter(name))
     for name in ("azure", "_quiet"):
         monkeypatch.setattr(sender, name, mock.MagicMock())
     monkeypatch.setattr(sender.trace, "set_tracer_provider", lambda provider: None)
     monkeypatch.setattr(sender, "DefaultAzureCredential", lambda: "the identity")
-    sender.Sender(STRING.replace("http://127.0.0.1:9/", endpoint))
+    return sender.Sender(STRING.replace("http://127.0.0.1:9/", endpoint)), made
+
+
+@pytest.mark.parametrize("endpoint", ["https://westeurope-5.in.applicationinsights.azure.com/", "http://127.0.0.1:9/"])
+def test_the_exporters_sign_in_try_little_and_keep_nothing_on_disk(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, made = exporting_to(lambda name: mock.MagicMock(), monkeypatch, endpoint)
     assert [options.get("credential") for options in made] == ["the identity" if "azure.com" in endpoint else None] * 2
     assert all(options["disable_offline_storage"] and options["retry_total"] == 1 and options["read_timeout"] <= 5 for options in made)
+
+
+def test_at_the_end_metrics_go_first_and_what_is_refused_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    exported: list[str] = []
+
+    def exporter(name: str) -> Any:
+        refused = SpanExportResult.FAILURE if "Trace" in name else MetricExportResult.FAILURE
+        return mock.MagicMock(export=lambda *arguments, **options: exported.append(name) or refused)
+
+    sending, _ = exporting_to(exporter, monkeypatch)
+    with sending.tick("tick capture_files"):
+        sending.record("aoai.runs.failed", 0)
+    sending.flush()
+    assert exported == ["AzureMonitorMetricExporter", "AzureMonitorTraceExporter"]
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [("opentelemetry", "the endpoint did not take it")] * 2
 
 
 # --- names ----------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import re
 import socket
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from azure.core.settings import settings as azure
 from azure.identity import DefaultAzureCredential
@@ -41,6 +41,7 @@ _ATTRIBUTES = {
     "az.client_request_id", "az.service_request_id",
 }  # fmt: skip
 _REQUEST, _LOG = trace.SpanKind.SERVER, logging.getLogger(__name__)
+_Result = TypeVar("_Result", SpanExportResult, MetricExportResult)
 
 
 @functools.cache
@@ -113,8 +114,9 @@ class Sender:
         """Send what there is; gives up waiting after `FLUSH_SECONDS`."""
 
         def send() -> None:
-            self._tracers.force_flush()
+            # the alerts live on metrics: they go first
             self._meters.force_flush()
+            self._tracers.force_flush()
 
         with contextlib.suppress(TimeoutError):
             within(FLUSH_SECONDS, send)
@@ -199,7 +201,7 @@ class _Gate(SpanExporter):
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         kept = [_clean(span) for span in spans if self._within_limit(span)]
-        return self._exporter.export(kept) if kept else SpanExportResult.SUCCESS
+        return _told(self._exporter.export(kept)) if kept else SpanExportResult.SUCCESS
 
     def _within_limit(self, span: ReadableSpan) -> bool:
         if span.kind != trace.SpanKind.CLIENT or not span.context:
@@ -223,13 +225,20 @@ class _Changes(MetricExporter):
         self._exporter = exporter
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        return self._exporter.export(metrics_data, timeout_millis, **kwargs)
+        return _told(self._exporter.export(metrics_data, timeout_millis, **kwargs))
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         self._exporter.shutdown(timeout_millis, **kwargs)
+
+
+def _told(result: _Result) -> _Result:
+    """The result of an export; that one was refused is said by the libraries only for some answers."""
+    if result not in (SpanExportResult.SUCCESS, MetricExportResult.SUCCESS):
+        logging.getLogger("opentelemetry").warning("the endpoint did not take it")
+    return result
 
 
 def _clean(span: ReadableSpan) -> ReadableSpan:
