@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def test_every_alert_and_every_notification_has_its_section() -> None:
     names = set(re.findall(r"^    name: '([a-z-]+)'$", alerts, re.M))
     assert len(names) == 3 and alerts.count("#${rule.name}'") == 1
     assert SECTIONS - {name for name in SECTIONS if "_" in name} == names | {"run-failed", "held-days", "capture-lag"}
+
+
+def test_the_runbook_says_what_each_dimension_of_an_alert_means() -> None:
+    alerts = (ROOT / "infra/modules/alerts.bicep").read_text()
+    said = re.findall(r"what = (?:strcat\()?'([^']+)'", alerts)
+    assert len(said) == 8 and [what for what in said if f"*{what.rstrip()}" not in RUNBOOK] == []
 
 
 def test_links_into_the_docs_lead_somewhere() -> None:
@@ -120,7 +127,10 @@ def test_what_a_restore_needs_is_what_the_runbook_says() -> None:
 @pytest.mark.slow
 def test_the_runbooks_commands_work(tmp_path: Path) -> None:
     pipeline = usage(tmp_path)
-    (tmp_path / "lake/raw_events/left-over.parquet").write_bytes(b"")
+    for name, age in (("left-over", 2 * 86400), ("about-to-be-named", 0)):
+        path = tmp_path / f"lake/raw_events/{name}.parquet"
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - age,) * 2)
     settings = pipeline.settings
     env = os.environ | {
         f"AOAI_{name.upper()}": str(getattr(settings, name)) for name in ("capture_url", "lake_url", "warehouse_path", "reference_dir")
@@ -136,8 +146,18 @@ def test_the_runbooks_commands_work(tmp_path: Path) -> None:
     assert len(definitions) == 2 and len(queries) > 8
     done = run("bash", "-euc", "\n".join([*definitions, *queries]))
     assert done.returncode == 0, done.stderr
-    [garbage] = re.findall(r"```python\n(.*?)```", RUNBOOK, re.S)
+    damaged, garbage = re.findall(r"```python\n(.*?)```", RUNBOOK, re.S)
     done = run("python", "-c", garbage)
     assert done.returncode == 0 and [line.split()[-1] for line in done.stdout.splitlines()] == ["raw_events/left-over.parquet"], done.stderr
-    [ask] = [line for line in shell if line.startswith("python -c")]
-    assert run("bash", "-c", ask).returncode == 0
+    manifest = tmp_path / "lake/manifests/capture_date=2026-09-10.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole[:300])
+    assert run("python", "-c", damaged).stdout.startswith("manifests/capture_date=2026-09-10.json ")
+    manifest.write_text(whole)
+    (tmp_path / "lake/held/daily_billing").mkdir(parents=True)
+    (tmp_path / "lake/held/daily_billing/2026-09-10.json").write_text('{"reason": "two currencies", "input": ""}')
+    held, completeness = (run("bash", "-c", line) for line in shell if line.startswith("python -c"))
+    assert completeness.returncode == 0 and held.stdout == "daily_billing 2026-09-10 two currencies\n", held.stderr
+    for command in [line for line in shell if line.startswith(("aoai-usage prices", "dagster asset"))]:
+        done = run("bash", "-c", command)
+        assert done.returncode == 0, done.stderr

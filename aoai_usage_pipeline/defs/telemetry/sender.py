@@ -1,4 +1,8 @@
-"""The process's way to Application Insights: one gate that says what may leave, behind it the Azure Monitor exporters. Imported only when used."""
+"""The process's way to Application Insights: one gate that says what may leave, behind it the Azure Monitor exporters. Imported only when used.
+
+Microsoft's distribution, which sets all of that up by itself, is not used: it instruments every library it knows and sends their log records and
+the texts of exceptions, in which names and addresses are.
+"""
 
 import collections
 import contextlib
@@ -209,12 +213,6 @@ class _Gate(SpanExporter):
         left = self._left.get(span.context.trace_id, CALLS_PER_RUN)
         self.allow(span.context.trace_id, left - 1)
         return left > 0 or _refused(span)
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
 
 
 class _Changes(MetricExporter):
