@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,6 +131,18 @@ def test_at_the_end_metrics_go_first_and_what_is_refused_is_told(monkeypatch: py
     sending.flush()
     assert exported == ["AzureMonitorMetricExporter", "AzureMonitorTraceExporter"]
     assert [(record.name, record.getMessage()) for record in caplog.records] == [("opentelemetry", "the endpoint did not take it")] * 2
+
+
+def test_exporters_that_block_hold_up_neither_a_tick_nor_the_end_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "FLUSH_SECONDS", 0.2)
+    released = threading.Event()
+    sending, _ = exporting_to(lambda name: mock.MagicMock(export=lambda *arguments, **options: released.wait(60)), monkeypatch)
+    started = time.monotonic()
+    with sending.tick("tick capture_files"):
+        sending.record("aoai.runs.failed", 0)
+    sending.flush()
+    released.set()
+    assert time.monotonic() - started < 10
 
 
 # --- names ----------------------------------------------------------------------------------------------------------------------
