@@ -392,7 +392,8 @@ def test_a_run_is_one_trace_with_its_steps_checks_and_azure_calls_and_nothing_se
     assert spans[checks["check token_coverage"]["tags"]["ai.operation.parentId"]]["name"] == "step enriched_usage_checks"
 
     assert insights.metrics("aoai.ingest.events") == [(1, {})]
-    assert [value > 0 for value, _ in insights.metrics("aoai.ingest.rate")] == [True]
+    [(rate, _)], [took] = insights.metrics("aoai.ingest.rate"), [span["duration"] for span in steps if span["name"] == "step raw_events"]
+    assert rate == pytest.approx(1 / float(took.rpartition(":")[2]), rel=0.1)
     assert insights.metrics("aoai.coverage") == [(1.0, {"usage_date": "2026-10-05"})]
     assert insights.metrics("aoai.unpriced.requests") == [(0, {"usage_date": "2026-10-05"})]
     assert insights.metrics("aoai.cost") == [(0.000075, {"usage_date": "2026-10-05", "currency": "USD"})]
