@@ -1,5 +1,6 @@
 """What is sent to Application Insights, what never is, and that without the connection string there is nothing of it."""
 
+import collections
 import contextlib
 import datetime as dt
 import importlib.metadata
@@ -242,22 +243,26 @@ def test_a_refused_call_has_failed_and_a_missing_object_has_not(answer: str, ok:
     assert span.status.is_ok is ok
 
 
-@pytest.mark.parametrize("limit", [sender.CALLS_PER_RUN, sender.CALLS_PER_TICK])
-def test_of_many_calls_the_first_and_the_failed_ones_are_sent(limit: int) -> None:
+@pytest.mark.parametrize("limit", [sender.CALLS_PER_STEP, sender.CALLS_PER_TICK])
+def test_of_many_calls_the_first_of_each_step_and_the_failed_ones_are_sent(limit: int) -> None:
     provider, made = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(made))
     tracer = provider.get_tracer("azure")
     exported = InMemorySpanExporter()
     gate = sender._Gate(exported)
-    with tracer.start_as_current_span("root") as root:
-        if limit != sender.CALLS_PER_RUN:
-            gate.allow(root.get_span_context().trace_id, limit)
-        for n in range(limit + 50):
-            tracer.start_span("GET", kind=trace.SpanKind.CLIENT, attributes={"error.type": "503"} if n in (limit + 10, limit + 20) else {}).end()
+    with tracer.start_as_current_span("run bill"):
+        for _ in range(2):
+            with tracer.start_as_current_span("step") as step:
+                if limit != sender.CALLS_PER_STEP:
+                    gate.allow(step.get_span_context().span_id, limit)
+                for n in range(limit + 50):
+                    refused = {"error.type": "503"} if n in (limit + 10, limit + 20) else {}
+                    tracer.start_span("GET", kind=trace.SpanKind.CLIENT, attributes=refused).end()
     gate.export(made.get_finished_spans())
     kept = exported.get_finished_spans()
-    assert len([span for span in kept if span.kind == trace.SpanKind.CLIENT]) == limit + 2
-    assert len([span for span in kept if span.kind == trace.SpanKind.INTERNAL]) == 1
+    calls = collections.Counter(span.parent.span_id for span in kept if span.kind == trace.SpanKind.CLIENT and span.parent)
+    assert list(calls.values()) == [limit + 2] * 2
+    assert len([span for span in kept if span.kind == trace.SpanKind.INTERNAL]) == 3
 
 
 def test_complaints_of_the_libraries_are_told_once_and_without_what_they_show(caplog: pytest.LogCaptureFixture) -> None:

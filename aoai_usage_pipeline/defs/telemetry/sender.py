@@ -32,11 +32,11 @@ from aoai_usage_pipeline.settings import ingestion_endpoint
 
 FLUSH_SECONDS = 5.0
 """How long the end of a run waits for the last of its telemetry."""
-CALLS_PER_RUN, CALLS_PER_TICK = 500, 5
-"""Azure calls of one run or tick that are sent; failed ones always are. A tick may make hundreds, every minute."""
+CALLS_PER_STEP, CALLS_PER_TICK = 100, 5
+"""Azure calls of one step or tick that are sent; failed ones always are. A tick may make hundreds, every minute."""
 
 _AZURE = re.compile(r"\.applicationinsights\.azure\.(com|us|cn)$|\.services\.visualstudio\.com$")
-_TRACES = 64  # that are remembered at once
+_CALLERS = 64  # that are remembered at once
 _COUNTED = {"aoai.ingest.events", "aoai.runs.failed"}
 _DURATIONS = {"aoai.run.duration"}
 _ATTRIBUTES = {
@@ -100,7 +100,7 @@ class Sender:
         with self._tracer.start_as_current_span(
             name, context=otel.Context(), kind=_REQUEST, record_exception=False, set_status_on_exception=False
         ) as span:
-            self._gate.allow(span.get_span_context().trace_id, CALLS_PER_TICK)
+            self._gate.allow(span.get_span_context().span_id, CALLS_PER_TICK)
             self.open[span] = otel.get_current()
             try:
                 yield span
@@ -196,11 +196,11 @@ class _Gate(SpanExporter):
         self._exporter = exporter
         self._left: collections.OrderedDict[int, int] = collections.OrderedDict()
 
-    def allow(self, trace_id: int, calls: int) -> None:
-        """How many calls of a trace may still leave."""
-        self._left.pop(trace_id, None)
-        self._left[trace_id] = calls
-        if len(self._left) > _TRACES:
+    def allow(self, caller: int, calls: int) -> None:
+        """How many calls may still leave whose parent is the span with the id `caller`."""
+        self._left.pop(caller, None)
+        self._left[caller] = calls
+        if len(self._left) > _CALLERS:
             self._left.popitem(last=False)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
@@ -208,10 +208,10 @@ class _Gate(SpanExporter):
         return _told(self._exporter.export(kept)) if kept else SpanExportResult.SUCCESS
 
     def _within_limit(self, span: ReadableSpan) -> bool:
-        if span.kind != trace.SpanKind.CLIENT or not span.context:
+        if span.kind != trace.SpanKind.CLIENT or not span.parent:
             return True
-        left = self._left.get(span.context.trace_id, CALLS_PER_RUN)
-        self.allow(span.context.trace_id, left - 1)
+        left = self._left.get(span.parent.span_id, CALLS_PER_STEP)
+        self.allow(span.parent.span_id, left - 1)
         return left > 0 or _refused(span)
 
 
