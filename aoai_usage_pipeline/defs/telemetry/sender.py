@@ -32,7 +32,7 @@ from aoai_usage_pipeline.settings import ingestion_endpoint
 
 FLUSH_SECONDS = 5.0
 """How long the end of a run waits for the last of its telemetry."""
-CALLS_PER_STEP, CALLS_PER_TICK = 100, 5
+CALLS_PER_STEP, CALLS_PER_TICK = 25, 5
 """Azure calls of one step or tick that are sent; failed ones always are. A tick may make hundreds, every minute."""
 
 _AZURE = re.compile(r"\.applicationinsights\.azure\.(com|us|cn)$|\.services\.visualstudio\.com$")
