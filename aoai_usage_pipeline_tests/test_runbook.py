@@ -1,6 +1,7 @@
 """The runbook has a section for everything that can go red, its commands work, and restoring from capture files gives what it says."""
 
 import datetime as dt
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from aoai_usage_pipeline.definitions import build_defs
 from aoai_usage_pipeline.pipeline import Pipeline
+from aoai_usage_pipeline.storage import StorageError
 from aoai_usage_pipeline_tests.conftest import ROOT
 from aoai_usage_pipeline_tests.support import PRICE_BOOK, capture, chat, installation, reference, rows, run_all, seed_event
 from aoai_usage_pipeline_tests.test_events import v2_event
@@ -118,6 +120,20 @@ def test_everything_is_restored_from_capture_files_and_what_is_backed_up(tmp_pat
     assert published(billed(tmp_path), "EXCLUDE (end_user)") == before
 
 
+def test_a_manifest_that_cannot_be_read_is_named_and_its_date_is_mended(tmp_path: Path) -> None:
+    pipeline = usage(tmp_path)
+    before = published(pipeline)
+    path = tmp_path / "lake/manifests/capture_date=2026-09-10.json"
+    newer = json.loads(path.read_text())
+    newer["files"][0]["shards"] = 2
+    for content, why in ((path.read_text()[:300], "line 1 column "), (json.dumps(newer), "unexpected keyword argument 'shards'")):
+        path.write_text(content)
+        with pytest.raises(StorageError, match=f"manifests/capture_date=2026-09-10.json is damaged, or of another version: .*{why}"):
+            installation(tmp_path).stale_usage_dates()
+        path.unlink()
+        assert published(billed(tmp_path)) == before
+
+
 def test_what_a_restore_needs_is_what_the_runbook_says() -> None:
     section = RUNBOOK.partition("### Restore from")[2].partition("\n### ")[0]
     copied = {name for line in re.findall(r"for part in ([\w. ]+);", section) for name in line.split()}
@@ -146,14 +162,9 @@ def test_the_runbooks_commands_work(tmp_path: Path) -> None:
     assert len(definitions) == 2 and len(queries) > 8
     done = run("bash", "-euc", "\n".join([*definitions, *queries]))
     assert done.returncode == 0, done.stderr
-    damaged, garbage = re.findall(r"```python\n(.*?)```", RUNBOOK, re.S)
+    [garbage] = re.findall(r"```python\n(.*?)```", RUNBOOK, re.S)
     done = run("python", "-c", garbage)
     assert done.returncode == 0 and [line.split()[-1] for line in done.stdout.splitlines()] == ["raw_events/left-over.parquet"], done.stderr
-    manifest = tmp_path / "lake/manifests/capture_date=2026-09-10.json"
-    whole = manifest.read_text()
-    manifest.write_text(whole[:300])
-    assert run("python", "-c", damaged).stdout.startswith("manifests/capture_date=2026-09-10.json ")
-    manifest.write_text(whole)
     (tmp_path / "lake/held/daily_billing").mkdir(parents=True)
     (tmp_path / "lake/held/daily_billing/2026-09-10.json").write_text('{"reason": "two currencies", "input": ""}')
     held, completeness = (run("bash", "-c", line) for line in shell if line.startswith("python -c"))
