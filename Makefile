@@ -1,4 +1,4 @@
-# The three commands of the README. Everything lands in .venv, .azurite, .azmcp, .powerbi, .dagster_home and data, all ignored by git.
+# The three commands of the README. Everything lands in .venv, .azurite, .azmcp, .kusto, .powerbi, .dagster_home and data, all ignored by git.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -16,7 +16,7 @@ demo: .venv/ready $(DAGSTER_HOME)/dagster.yaml
 dev: .venv/ready $(DAGSTER_HOME)/dagster.yaml
 	AOAI_AUTOMATION=running $(COSMOS) $(BIN)/dg dev --host 127.0.0.1 --port 3000
 
-test: .venv/ready-for-tests .azurite/ready .azmcp/ready .powerbi/ready
+test: .venv/ready-for-tests .azurite/ready .azmcp/ready .kusto/ready .powerbi/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pytest -n 2 -m "slow or not slow"
@@ -29,7 +29,7 @@ docs: .venv/ready
 	$(BIN)/python docs/generate.py
 
 clean:
-	rm -rf .venv .azurite .azmcp .powerbi .dagster_home data
+	rm -rf .venv .azurite .azmcp .kusto .powerbi .dagster_home data
 
 .venv/ready: requirements.lock pyproject.toml
 	@echo "Installing into .venv (once, about a minute)"
@@ -49,6 +49,11 @@ clean:
 
 .azmcp/ready: .venv/ready-for-tests
 	$(BIN)/npm install --no-package-lock --no-audit --no-fund --loglevel=error --prefix .azmcp @azure/mcp@2.0.5
+	@touch $@
+
+# Microsoft's parser and checker of Kusto queries
+.kusto/ready: .venv/ready-for-tests
+	$(BIN)/npm install --no-package-lock --no-audit --no-fund --loglevel=error --prefix .kusto @kusto/language-service-next@12.4.1
 	@touch $@
 
 # Microsoft's tools that read the Power BI project; the wheel is taken for the libraries in it, and not installed

@@ -1,11 +1,13 @@
 """The runbook has a section for everything that can go red, its commands work, and restoring from capture files gives what it says."""
 
 import datetime as dt
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from aoai_usage_pipeline.definitions import build_defs
 from aoai_usage_pipeline.pipeline import Pipeline
+from aoai_usage_pipeline.storage import StorageError
 from aoai_usage_pipeline_tests.conftest import ROOT
 from aoai_usage_pipeline_tests.support import PRICE_BOOK, capture, chat, installation, reference, rows, run_all, seed_event
 from aoai_usage_pipeline_tests.test_events import v2_event
@@ -35,6 +38,12 @@ def test_every_alert_and_every_notification_has_its_section() -> None:
     names = set(re.findall(r"^    name: '([a-z-]+)'$", alerts, re.M))
     assert len(names) == 3 and alerts.count("#${rule.name}'") == 1
     assert SECTIONS - {name for name in SECTIONS if "_" in name} == names | {"run-failed", "held-days", "capture-lag"}
+
+
+def test_the_runbook_says_what_each_dimension_of_an_alert_means() -> None:
+    alerts = (ROOT / "infra/modules/alerts.bicep").read_text()
+    said = re.findall(r"what = (?:strcat\()?'([^']+)'", alerts)
+    assert len(said) == 8 and [what for what in said if f"*{what.rstrip()}" not in RUNBOOK] == []
 
 
 def test_links_into_the_docs_lead_somewhere() -> None:
@@ -111,6 +120,20 @@ def test_everything_is_restored_from_capture_files_and_what_is_backed_up(tmp_pat
     assert published(billed(tmp_path), "EXCLUDE (end_user)") == before
 
 
+def test_a_manifest_that_cannot_be_read_is_named_and_its_date_is_mended(tmp_path: Path) -> None:
+    pipeline = usage(tmp_path)
+    before = published(pipeline)
+    path = tmp_path / "lake/manifests/capture_date=2026-09-10.json"
+    newer = json.loads(path.read_text())
+    newer["files"][0]["shards"] = 2
+    for content, why in ((path.read_text()[:300], "line 1 column "), (json.dumps(newer), "unexpected keyword argument 'shards'")):
+        path.write_text(content)
+        with pytest.raises(StorageError, match=f"manifests/capture_date=2026-09-10.json is damaged, or of another version: .*{why}"):
+            installation(tmp_path).stale_usage_dates()
+        path.unlink()
+        assert published(billed(tmp_path)) == before
+
+
 def test_what_a_restore_needs_is_what_the_runbook_says() -> None:
     section = RUNBOOK.partition("### Restore from")[2].partition("\n### ")[0]
     copied = {name for line in re.findall(r"for part in ([\w. ]+);", section) for name in line.split()}
@@ -120,7 +143,10 @@ def test_what_a_restore_needs_is_what_the_runbook_says() -> None:
 @pytest.mark.slow
 def test_the_runbooks_commands_work(tmp_path: Path) -> None:
     pipeline = usage(tmp_path)
-    (tmp_path / "lake/raw_events/left-over.parquet").write_bytes(b"")
+    for name, age in (("left-over", 2 * 86400), ("about-to-be-named", 0)):
+        path = tmp_path / f"lake/raw_events/{name}.parquet"
+        path.write_bytes(b"")
+        os.utime(path, (time.time() - age,) * 2)
     settings = pipeline.settings
     env = os.environ | {
         f"AOAI_{name.upper()}": str(getattr(settings, name)) for name in ("capture_url", "lake_url", "warehouse_path", "reference_dir")
@@ -139,5 +165,10 @@ def test_the_runbooks_commands_work(tmp_path: Path) -> None:
     [garbage] = re.findall(r"```python\n(.*?)```", RUNBOOK, re.S)
     done = run("python", "-c", garbage)
     assert done.returncode == 0 and [line.split()[-1] for line in done.stdout.splitlines()] == ["raw_events/left-over.parquet"], done.stderr
-    [ask] = [line for line in shell if line.startswith("python -c")]
-    assert run("bash", "-c", ask).returncode == 0
+    (tmp_path / "lake/held/daily_billing").mkdir(parents=True)
+    (tmp_path / "lake/held/daily_billing/2026-09-10.json").write_text('{"reason": "two currencies", "input": ""}')
+    held, completeness = (run("bash", "-c", line) for line in shell if line.startswith("python -c"))
+    assert completeness.returncode == 0 and held.stdout == "daily_billing 2026-09-10 two currencies\n", held.stderr
+    for command in [line for line in shell if line.startswith(("aoai-usage prices", "dagster asset"))]:
+        done = run("bash", "-c", command)
+        assert done.returncode == 0, done.stderr

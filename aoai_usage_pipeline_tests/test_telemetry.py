@@ -1,5 +1,6 @@
 """What is sent to Application Insights, what never is, and that without the connection string there is nothing of it."""
 
+import collections
 import contextlib
 import datetime as dt
 import importlib.metadata
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,8 +22,9 @@ import dagster as dg
 import pytest
 from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
 from opentelemetry import trace
+from opentelemetry.sdk.metrics.export import MetricExportResult
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from aoai_usage_pipeline.definitions import build_defs
@@ -95,35 +98,106 @@ def test_azure_is_signed_in_to_and_nobody_else(endpoint: str, azure: bool) -> No
     assert sender.is_azure(endpoint) is azure
 
 
-@pytest.mark.parametrize("endpoint", ["https://westeurope-5.in.applicationinsights.azure.com/", "http://127.0.0.1:9/"])
-def test_the_exporters_sign_in_try_little_and_keep_nothing_on_disk(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def exporting_to(exporter: Any, monkeypatch: pytest.MonkeyPatch, endpoint: str = "http://127.0.0.1:9/") -> tuple[sender.Sender, list[dict[str, Any]]]:
+    """A sender whose two exporters are made by `exporter`, which gets the name of the class, and the options they are made with."""
     made: list[dict[str, Any]] = []
     for name in ("STATSBEAT_DISABLED_ALL", "SDKSTATS_DISABLED", "CONTROLPLANE_DISABLED", "OPENTELEMETRY_RESOURCE_METRIC_DISABLED"):
         monkeypatch.setenv(f"APPLICATIONINSIGHTS_{name}", "true")
     for name in ("AzureMonitorTraceExporter", "AzureMonitorMetricExporter"):
-        monkeypatch.setattr(sender, name, lambda **options: made.append(options) or mock.MagicMock())
+        monkeypatch.setattr(sender, name, lambda name=name, **options: made.append(options) or exporter(name))
     for name in ("azure", "_quiet"):
         monkeypatch.setattr(sender, name, mock.MagicMock())
     monkeypatch.setattr(sender.trace, "set_tracer_provider", lambda provider: None)
     monkeypatch.setattr(sender, "DefaultAzureCredential", lambda: "the identity")
-    sender.Sender(STRING.replace("http://127.0.0.1:9/", endpoint))
+    return sender.Sender(STRING.replace("http://127.0.0.1:9/", endpoint)), made
+
+
+@pytest.mark.parametrize("endpoint", ["https://westeurope-5.in.applicationinsights.azure.com/", "http://127.0.0.1:9/"])
+def test_the_exporters_sign_in_try_little_and_keep_nothing_on_disk(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, made = exporting_to(lambda name: mock.MagicMock(), monkeypatch, endpoint)
     assert [options.get("credential") for options in made] == ["the identity" if "azure.com" in endpoint else None] * 2
     assert all(options["disable_offline_storage"] and options["retry_total"] == 1 and options["read_timeout"] <= 5 for options in made)
+
+
+def test_at_the_end_metrics_go_first_and_what_is_refused_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    exported: list[str] = []
+
+    def exporter(name: str) -> Any:
+        refused = SpanExportResult.FAILURE if "Trace" in name else MetricExportResult.FAILURE
+        return mock.MagicMock(export=lambda *arguments, **options: exported.append(name) or refused)
+
+    sending, _ = exporting_to(exporter, monkeypatch)
+    with sending.tick("tick capture_files"):
+        sending.record("aoai.runs.failed", 0)
+    sending.flush()
+    assert exported == ["AzureMonitorMetricExporter", "AzureMonitorTraceExporter"]
+    assert [(record.name, record.getMessage()) for record in caplog.records] == [("opentelemetry", "the endpoint did not take it")] * 2
+
+
+def test_exporters_that_block_hold_up_neither_a_tick_nor_the_end_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sender, "FLUSH_SECONDS", 0.2)
+    released = threading.Event()
+    sending, _ = exporting_to(lambda name: mock.MagicMock(export=lambda *arguments, **options: released.wait(60)), monkeypatch)
+    started = time.monotonic()
+    with sending.tick("tick capture_files"):
+        sending.record("aoai.runs.failed", 0)
+    sending.flush()
+    released.set()
+    assert time.monotonic() - started < 10
 
 
 # --- names ----------------------------------------------------------------------------------------------------------------------
 
 
+WORKBOOK = [item for item in json.loads((ROOT / "infra/workbook.json").read_text())["items"] if item["type"] == 3]
+ALERTS = (ROOT / "infra/modules/alerts.bicep").read_text()
+KUSTO = ROOT / ".kusto/node_modules/@kusto/language-service-next"
+TABLES = {
+    "customMetrics": "(timestamp: datetime, name: string, valueCount: int, valueSum: real, valueMin: real, valueMax: real, customDimensions: dynamic)",
+    "requests": "(timestamp: datetime, id: string, name: string, success: string, resultCode: string, duration: real, operation_Id: string,"
+    " operation_ParentId: string, customDimensions: dynamic)",
+    "dependencies": "(timestamp: datetime, id: string, name: string, type: string, target: string, data: string, success: string, resultCode: string,"
+    " duration: real, operation_Id: string, operation_ParentId: string, customDimensions: dynamic)",
+    "traces": "(timestamp: datetime, message: string, operation_Id: string, operation_ParentId: string, customDimensions: dynamic)",
+}
+"""Of Microsoft's mapping of Application Insights' names to a workspace's, the columns that both have. `customMetrics.value` is in no workspace."""
+
+
 def test_workbook_and_alerts_ask_for_what_is_sent() -> None:
-    workbook, alerts = (ROOT / "infra/workbook.json").read_text(), (ROOT / "infra/modules/alerts.bicep").read_text()
-    asked = set(re.findall(r"'(aoai\.[a-z.]+)'", workbook + alerts))
+    queries = [item["content"]["query"] for item in WORKBOOK]
+    asked = set(re.findall(r"'(aoai\.[a-z.]+)'", " ".join([*queries, ALERTS])))
     assert asked == set(METRICS)
-    queries = [item["content"]["query"] for item in json.loads(workbook)["items"] if item["type"] == 3]
     names = {found for query in queries for found in re.findall(r"(?:name|message) startswith '(\w+) '", query)}
     assert names == {"run", "tick", "step", "check"}
-    dimensions = {found for query in [*queries, alerts] for found in re.findall(r"customDimensions\.(\w+)", query)}
+    dimensions = {found for query in [*queries, ALERTS] for found in re.findall(r"customDimensions\.(\w+)", query)}
     measured = {"usage_date", "currency", "table", "job"}  # the attributes of metrics; the test of a real run sees them
     assert dimensions <= sender._ATTRIBUTES | measured
+    jobs = {job for query in re.findall(r"job\) in \((.*?)\)", ALERTS) for job in re.findall(r"\w+", query)}
+    assert jobs and jobs <= {job.name for job in build_defs().jobs or []}
+
+
+@pytest.mark.slow
+def test_queries_of_workbook_and_alerts_are_valid_and_have_the_columns_that_are_shown() -> None:
+    if not KUSTO.exists():
+        pytest.fail("Kusto's language service is not installed: run `make test`, which installs it")
+    alerts = [
+        query.replace("MAX_LAG_MINUTES", "60").replace("MIN_COVERAGE_PERCENT", "95").replace("MAX_UNPRICED_REQUESTS", "0")
+        for query in re.findall(r"'\'\'\n(.*?)'\'\'", ALERTS, re.S)
+    ]
+    assert len(alerts) == 3
+    charts = [item["content"] for item in WORKBOOK]
+    asked = json.dumps({"tables": TABLES, "queries": [*alerts, *(chart["query"].replace("{TimeRange:grain}", "1h") for chart in charts)]})
+    node = Path(sys.executable).with_name("node")
+    done = subprocess.run([node, ROOT / "aoai_usage_pipeline_tests/kusto.js", KUSTO], input=asked, capture_output=True, text=True, check=True)
+    answers = json.loads(done.stdout)
+    assert [answer["faults"] for answer in answers] == [[]] * len(answers)
+    assert [answer["columns"] for answer in answers[:3]] == [{"what": "string", "amount": "real"}] * 3
+    assert ALERTS.count("name: 'what'") == 1
+    for chart, answer in zip(charts, answers[3:], strict=True):
+        settings = chart.get("chartSettings", {})
+        tiles = [part["columnMatch"] for part in chart.get("tileSettings", {}).values() if isinstance(part, dict)]
+        shown = {*(settings[name] for name in ("xAxis", "group") if name in settings), *settings.get("yAxis", []), *tiles}
+        assert shown <= set(answer["columns"]), chart["title"]
 
 
 def test_the_page_names_everything_that_is_sent() -> None:
@@ -169,22 +243,26 @@ def test_a_refused_call_has_failed_and_a_missing_object_has_not(answer: str, ok:
     assert span.status.is_ok is ok
 
 
-@pytest.mark.parametrize("limit", [sender.CALLS_PER_RUN, sender.CALLS_PER_TICK])
-def test_of_many_calls_the_first_and_the_failed_ones_are_sent(limit: int) -> None:
+@pytest.mark.parametrize("limit", [sender.CALLS_PER_STEP, sender.CALLS_PER_TICK])
+def test_of_many_calls_the_first_of_each_step_and_the_failed_ones_are_sent(limit: int) -> None:
     provider, made = TracerProvider(), InMemorySpanExporter()
     provider.add_span_processor(SimpleSpanProcessor(made))
     tracer = provider.get_tracer("azure")
     exported = InMemorySpanExporter()
     gate = sender._Gate(exported)
-    with tracer.start_as_current_span("root") as root:
-        if limit != sender.CALLS_PER_RUN:
-            gate.allow(root.get_span_context().trace_id, limit)
-        for n in range(limit + 50):
-            tracer.start_span("GET", kind=trace.SpanKind.CLIENT, attributes={"error.type": "503"} if n in (limit + 10, limit + 20) else {}).end()
+    with tracer.start_as_current_span("run bill"):
+        for _ in range(2):
+            with tracer.start_as_current_span("step") as step:
+                if limit != sender.CALLS_PER_STEP:
+                    gate.allow(step.get_span_context().span_id, limit)
+                for n in range(limit + 50):
+                    refused = {"error.type": "503"} if n in (limit + 10, limit + 20) else {}
+                    tracer.start_span("GET", kind=trace.SpanKind.CLIENT, attributes=refused).end()
     gate.export(made.get_finished_spans())
     kept = exported.get_finished_spans()
-    assert len([span for span in kept if span.kind == trace.SpanKind.CLIENT]) == limit + 2
-    assert len([span for span in kept if span.kind == trace.SpanKind.INTERNAL]) == 1
+    calls = collections.Counter(span.parent.span_id for span in kept if span.kind == trace.SpanKind.CLIENT and span.parent)
+    assert list(calls.values()) == [limit + 2] * 2
+    assert len([span for span in kept if span.kind == trace.SpanKind.INTERNAL]) == 3
 
 
 def test_complaints_of_the_libraries_are_told_once_and_without_what_they_show(caplog: pytest.LogCaptureFixture) -> None:
@@ -319,7 +397,8 @@ def test_a_run_is_one_trace_with_its_steps_checks_and_azure_calls_and_nothing_se
     assert spans[checks["check token_coverage"]["tags"]["ai.operation.parentId"]]["name"] == "step enriched_usage_checks"
 
     assert insights.metrics("aoai.ingest.events") == [(1, {})]
-    assert [value > 0 for value, _ in insights.metrics("aoai.ingest.rate")] == [True]
+    [(rate, _)], [took] = insights.metrics("aoai.ingest.rate"), [span["duration"] for span in steps if span["name"] == "step raw_events"]
+    assert rate == pytest.approx(1 / float(took.rpartition(":")[2]), rel=0.1)
     assert insights.metrics("aoai.coverage") == [(1.0, {"usage_date": "2026-10-05"})]
     assert insights.metrics("aoai.unpriced.requests") == [(0, {"usage_date": "2026-10-05"})]
     assert insights.metrics("aoai.cost") == [(0.000075, {"usage_date": "2026-10-05", "currency": "USD"})]

@@ -664,6 +664,7 @@ module alerts 'modules/alerts.bicep' = {
     namePrefix: namePrefix
     applicationInsightsId: monitoring.outputs.id
     emails: alertEmails
+    runbookUrl: pipelineSettings.?AOAI_RUNBOOK_URL ?? 'docs/runbook.md'
   }
 }
 

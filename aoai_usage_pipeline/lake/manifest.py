@@ -8,7 +8,7 @@ import datetime as dt
 import json
 from collections.abc import Iterable
 
-from aoai_usage_pipeline.storage import NotFound, ObjectStore
+from aoai_usage_pipeline.storage import NotFound, ObjectStore, StorageError
 
 _PREFIX = "manifests/"
 
@@ -121,7 +121,10 @@ class Manifests:
                 content, etag = self._lake.read(_name(capture_date))
             except NotFound:
                 return None
-            self._cache[capture_date] = (etag, _parse(capture_date, content))
+            try:
+                self._cache[capture_date] = (etag, _parse(capture_date, content))
+            except (ValueError, TypeError, KeyError) as error:
+                raise StorageError(f"{self._lake.url}/{_name(capture_date)} is damaged, or of another version: {error}") from error
         etag, manifest = self._cache[capture_date]
         return manifest, etag
 

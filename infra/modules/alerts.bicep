@@ -50,29 +50,29 @@ resource actionGroup 'Microsoft.Insights/actionGroups@2023-01-01' = {
 
 var failsQuery = '''
 customMetrics
-| where name == 'aoai.runs.failed' and value > 0
-| summarize amount = sum(value) by what = strcat('failed runs of ', tostring(customDimensions.job))
+| where name == 'aoai.runs.failed' and valueSum > 0
+| summarize amount = sum(valueSum) by what = strcat('failed runs of ', tostring(customDimensions.job))
 | union (
     customMetrics
     | where name == 'aoai.held.days'
-    | summarize arg_max(timestamp, value) by table = tostring(customDimensions.table)
-    | where value > 0
-    | project what = strcat('held days of ', table), amount = value
+    | summarize arg_max(timestamp, valueSum) by table = tostring(customDimensions.table)
+    | where valueSum > 0
+    | project what = strcat('held days of ', table), amount = valueSum
 )
 '''
 
 var lagsQuery = '''
 customMetrics
 | where name == 'aoai.capture.lag.minutes'
-| summarize arg_max(timestamp, value)
-| where value > MAX_LAG_MINUTES
-| project what = 'capture lag in minutes', amount = value
+| summarize arg_max(timestamp, valueSum)
+| where valueSum > MAX_LAG_MINUTES
+| project what = 'capture lag in minutes', amount = valueSum
 | union (
     customMetrics
     | where name == 'aoai.capture.lost.events'
-    | summarize arg_max(timestamp, value)
-    | where value > 0
-    | project what = 'events lost before capture', amount = value
+    | summarize arg_max(timestamp, valueSum)
+    | where valueSum > 0
+    | project what = 'events lost before capture', amount = valueSum
 )
 | union (
     customMetrics
@@ -83,18 +83,30 @@ customMetrics
 )
 '''
 
+// one alert of a kind and not one of every usage date: a new model would send a mail for each
 var notBillableQuery = '''
 customMetrics
 | where name == 'aoai.coverage'
-| summarize arg_max(timestamp, value) by usage_date = tostring(customDimensions.usage_date)
-| where value * 100 < MIN_COVERAGE_PERCENT
-| project what = strcat('coverage of ', usage_date), amount = value
+| summarize arg_max(timestamp, valueSum) by usage_date = tostring(customDimensions.usage_date)
+| where valueSum * 100 < MIN_COVERAGE_PERCENT
+| summarize days = count(), amount = min(valueSum)
+| where days > 0
+| project what = 'low coverage', amount
 | union (
     customMetrics
     | where name == 'aoai.unpriced.requests'
-    | summarize arg_max(timestamp, value) by usage_date = tostring(customDimensions.usage_date)
-    | where value > MAX_UNPRICED_REQUESTS
-    | project what = strcat('unpriced requests of ', usage_date), amount = value
+    | summarize arg_max(timestamp, valueSum) by usage_date = tostring(customDimensions.usage_date)
+    | where valueSum > MAX_UNPRICED_REQUESTS
+    | summarize days = count(), amount = sum(valueSum)
+    | where days > 0
+    | project what = 'requests without a price', amount
+)
+| union (
+    customMetrics
+    | where name == 'aoai.runs.failed' or (name == 'aoai.run.duration' and tostring(customDimensions.job) in ('bill', 'daily_run'))
+    | summarize measured = minif(timestamp, name == 'aoai.runs.failed'), billed = maxif(timestamp, name == 'aoai.run.duration')
+    | where measured < ago(26h) and (isnull(billed) or billed < ago(26h))
+    | project what = 'no bill for 26 hours', amount = 1.0
 )
 '''
 
@@ -117,11 +129,12 @@ var rules = [
   }
   {
     name: 'usage-not-billable'
-    text: 'Too few calls reported their usage, or usage has no price.'
+    text: 'Nothing was billed for 26 hours, too few calls reported their usage, or usage has no price.'
     severity: 2
     query: replace(replace(notBillableQuery, 'MIN_COVERAGE_PERCENT', string(minCoveragePercent)), 'MAX_UNPRICED_REQUESTS', string(maxUnpricedRequests))
     every: 'PT1H'
-    window: 'P1D'
+    // a day and a night's run: the figures of a usage date come again every night, not at the same minute
+    window: 'P2D'
   }
 ]
 

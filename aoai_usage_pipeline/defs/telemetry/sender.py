@@ -1,4 +1,8 @@
-"""The process's way to Application Insights: one gate that says what may leave, behind it the Azure Monitor exporters. Imported only when used."""
+"""The process's way to Application Insights: one gate that says what may leave, behind it the Azure Monitor exporters. Imported only when used.
+
+Microsoft's distribution, which sets all of that up by itself, is not used: it instruments every library it knows and sends their log records and
+the texts of exceptions, in which names and addresses are.
+"""
 
 import collections
 import contextlib
@@ -9,7 +13,7 @@ import re
 import socket
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from azure.core.settings import settings as azure
 from azure.identity import DefaultAzureCredential
@@ -28,11 +32,11 @@ from aoai_usage_pipeline.settings import ingestion_endpoint
 
 FLUSH_SECONDS = 5.0
 """How long the end of a run waits for the last of its telemetry."""
-CALLS_PER_RUN, CALLS_PER_TICK = 500, 5
-"""Azure calls of one run or tick that are sent; failed ones always are. A tick may make hundreds, every minute."""
+CALLS_PER_STEP, CALLS_PER_TICK = 25, 5
+"""Azure calls of one step or tick that are sent; failed ones always are. A tick may make hundreds, every minute."""
 
 _AZURE = re.compile(r"\.applicationinsights\.azure\.(com|us|cn)$|\.services\.visualstudio\.com$")
-_TRACES = 64  # that are remembered at once
+_CALLERS = 64  # that are remembered at once
 _COUNTED = {"aoai.ingest.events", "aoai.runs.failed"}
 _DURATIONS = {"aoai.run.duration"}
 _ATTRIBUTES = {
@@ -41,6 +45,7 @@ _ATTRIBUTES = {
     "az.client_request_id", "az.service_request_id",
 }  # fmt: skip
 _REQUEST, _LOG = trace.SpanKind.SERVER, logging.getLogger(__name__)
+_Result = TypeVar("_Result", SpanExportResult, MetricExportResult)
 
 
 @functools.cache
@@ -95,7 +100,7 @@ class Sender:
         with self._tracer.start_as_current_span(
             name, context=otel.Context(), kind=_REQUEST, record_exception=False, set_status_on_exception=False
         ) as span:
-            self._gate.allow(span.get_span_context().trace_id, CALLS_PER_TICK)
+            self._gate.allow(span.get_span_context().span_id, CALLS_PER_TICK)
             self.open[span] = otel.get_current()
             try:
                 yield span
@@ -113,8 +118,9 @@ class Sender:
         """Send what there is; gives up waiting after `FLUSH_SECONDS`."""
 
         def send() -> None:
-            self._tracers.force_flush()
+            # the alerts live on metrics: they go first
             self._meters.force_flush()
+            self._tracers.force_flush()
 
         with contextlib.suppress(TimeoutError):
             within(FLUSH_SECONDS, send)
@@ -190,29 +196,23 @@ class _Gate(SpanExporter):
         self._exporter = exporter
         self._left: collections.OrderedDict[int, int] = collections.OrderedDict()
 
-    def allow(self, trace_id: int, calls: int) -> None:
-        """How many calls of a trace may still leave."""
-        self._left.pop(trace_id, None)
-        self._left[trace_id] = calls
-        if len(self._left) > _TRACES:
+    def allow(self, caller: int, calls: int) -> None:
+        """How many calls may still leave whose parent is the span with the id `caller`."""
+        self._left.pop(caller, None)
+        self._left[caller] = calls
+        if len(self._left) > _CALLERS:
             self._left.popitem(last=False)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         kept = [_clean(span) for span in spans if self._within_limit(span)]
-        return self._exporter.export(kept) if kept else SpanExportResult.SUCCESS
+        return _told(self._exporter.export(kept)) if kept else SpanExportResult.SUCCESS
 
     def _within_limit(self, span: ReadableSpan) -> bool:
-        if span.kind != trace.SpanKind.CLIENT or not span.context:
+        if span.kind != trace.SpanKind.CLIENT or not span.parent:
             return True
-        left = self._left.get(span.context.trace_id, CALLS_PER_RUN)
-        self.allow(span.context.trace_id, left - 1)
+        left = self._left.get(span.parent.span_id, CALLS_PER_STEP)
+        self.allow(span.parent.span_id, left - 1)
         return left > 0 or _refused(span)
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        return self._exporter.force_flush(timeout_millis)
 
 
 class _Changes(MetricExporter):
@@ -223,13 +223,20 @@ class _Changes(MetricExporter):
         self._exporter = exporter
 
     def export(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> MetricExportResult:
-        return self._exporter.export(metrics_data, timeout_millis, **kwargs)
+        return _told(self._exporter.export(metrics_data, timeout_millis, **kwargs))
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
         return self._exporter.force_flush(timeout_millis)
 
     def shutdown(self, timeout_millis: float = 30_000, **kwargs: Any) -> None:
         self._exporter.shutdown(timeout_millis, **kwargs)
+
+
+def _told(result: _Result) -> _Result:
+    """The result of an export; that one was refused is said by the libraries only for some answers."""
+    if result not in (SpanExportResult.SUCCESS, MetricExportResult.SUCCESS):
+        logging.getLogger("opentelemetry").warning("the endpoint did not take it")
+    return result
 
 
 def _clean(span: ReadableSpan) -> ReadableSpan:
