@@ -10,6 +10,7 @@ import pytest
 from azure.core.credentials import AccessToken
 from azure.identity import CredentialUnavailableError, DefaultAzureCredential
 
+from aoai_usage_pipeline.lake.held import Held
 from aoai_usage_pipeline.storage import Changed, NotFound, ObjectStore, StorageError, open_store
 from aoai_usage_pipeline.storage.blob import _container_client
 
@@ -296,3 +297,13 @@ def test_a_refused_sign_in_is_an_error_that_names_the_account_and_not_the_key(az
     with pytest.raises(StorageError, match=endpoint) as error:
         open_store(f"{endpoint}/lake", wrong, create=True)
     assert EMULATOR_KEY not in str(error.value)
+
+
+def test_a_held_day_whose_note_is_damaged_is_still_held_and_the_others_keep_their_reasons(tmp_path):
+    lake = open_store(str(tmp_path), create=True)
+    held, first, second = Held(lake, "raw_events"), dt.date(2026, 10, 5), dt.date(2026, 10, 6)
+    held.hold(first, "records differ", "")
+    held.hold(second, "records differ", "")
+    for content in (b"{", b"[]", b"{}"):
+        lake.write("held/raw_events/2026-10-06.json", content, replacing=lake.etag("held/raw_events/2026-10-06.json"))
+        assert held.reasons() == {first: "records differ", second: "unknown: held/raw_events/2026-10-06.json is damaged"}

@@ -33,7 +33,11 @@ class Held:
                 content, _ = self._lake.read(stored.name)
             except NotFound:
                 continue
-            found[dt.date.fromisoformat(Path(stored.name).stem)] = json.loads(content)["reason"]
+            try:
+                reason = json.loads(content)["reason"]
+            except (ValueError, KeyError, TypeError):
+                reason = f"unknown: {stored.name} is damaged"
+            found[dt.date.fromisoformat(Path(stored.name).stem)] = reason
         return dict(sorted(found.items()))
 
     def _name(self, date: dt.date) -> str:
