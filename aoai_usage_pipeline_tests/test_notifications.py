@@ -19,11 +19,14 @@ from typing import Any
 import dagster as dg
 import jsonschema
 import pytest
+from dagster._core.events import EngineEventData
 from dagster._core.remote_origin import InProcessCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
+from dagster._utils.error import SerializableErrorInfo
 
 from aoai_usage_pipeline import notify
 from aoai_usage_pipeline.definitions import build_defs
+from aoai_usage_pipeline.defs.notifications import NotDelivered
 from aoai_usage_pipeline.lake.held import Held
 from aoai_usage_pipeline.notify import book as books
 from aoai_usage_pipeline.notify import deliver as delivery
@@ -67,16 +70,20 @@ class Sensor:
         """As after a restart and a reset cursor."""
         self.pipeline, self.cursor, self.defs = pipeline, None, build_defs(pipeline=pipeline)
 
-    def fail(self, job: str, **tags: str) -> str:
+    def fail(self, job: str, why: str = "gone", **tags: str) -> str:
         """A run of the job that failed outside of its steps."""
         run = self.instance.create_run_for_job(self.defs.resolve_job_def(job), tags=tags, status=dg.DagsterRunStatus.STARTED)
-        self.instance.report_run_failed(run, "gone: secret")
+        self.instance.report_run_failed(run, f"{why}: secret")
         return run.run_id
 
     def tick(self) -> str:
-        data = self.defs.resolve_sensor_def("notifications").evaluate_tick(
-            dg.build_sensor_context(instance=self.instance, cursor=self.cursor, resources={"pipeline": self.pipeline})
-        )
+        """What the tick says, whether it is skipped or fails."""
+        try:
+            data = self.defs.resolve_sensor_def("notifications").evaluate_tick(
+                dg.build_sensor_context(instance=self.instance, cursor=self.cursor, resources={"pipeline": self.pipeline})
+            )
+        except NotDelivered as error:
+            return f"failed: {error}"
         assert not data.run_requests
         self.cursor = data.cursor
         return data.skip_message or ""
@@ -146,12 +153,12 @@ def test_what_went_wrong_is_told_once_also_after_a_restart_and_a_reset_cursor(se
 def test_a_failed_run_is_told_without_the_text_of_its_error(sensor: Sensor, webhook: WebhookServer) -> None:
     sensor.tick()
     (Path(sensor.pipeline.settings.reference_dir) / "price_book.csv").write_text("price_id\nsk-secret-of-a-caller\n")
-    results = [sensor.run("daily_run", DAY, DAY + ONE_DAY) for _ in range(2)]
-    assert not any(result.success for result in results)
+    result = sensor.run("daily_run", DAY, DAY + ONE_DAY)
+    assert not result.success
     sensor.tick()
     sensor.tick()
     bodies = [valid(body) for _, body in webhook.received]
-    assert [(body["kind"], body["runId"]) for body in bodies] == [("run_failed", result.run_id) for result in results]
+    assert [(body["kind"], body["runId"]) for body in bodies] == [("run_failed", result.run_id)]
     assert bodies[0]["title"] == "daily_run failed for 2026-10-05 to 2026-10-06"
     assert {fact["name"]: fact["value"] for fact in bodies[0]["facts"]} == {
         "Job": "daily_run", "Days": "2026-10-05 to 2026-10-06", "Step": "raw_events", "Error": "ReferenceDataError",
@@ -167,6 +174,21 @@ def test_a_run_that_will_be_retried_is_not_told(sensor: Sensor, webhook: Webhook
     sensor.tick()
     assert [body["runId"] for _, body in webhook.received] == [failed]
     assert "secret" not in json.dumps(webhook.received)
+
+
+def test_a_run_that_could_not_be_started_is_told_with_the_type_of_what_kept_it(sensor: Sensor, webhook: WebhookServer) -> None:
+    sensor.tick()
+    run = sensor.instance.create_run_for_job(sensor.defs.resolve_job_def("ingest"), status=dg.DagsterRunStatus.STARTING)
+    # as the daemon does when a code location does not load
+    error = SerializableErrorInfo("secret", [], "DagsterCodeLocationLoadError")
+    sensor.instance.report_engine_event("Caught an unrecoverable error", run, EngineEventData(error=error))
+    sensor.instance.report_run_failed(run)
+    sensor.tick()
+    [(_, body)] = webhook.received
+    assert {fact["name"]: fact["value"] for fact in valid(body)["facts"]} == {
+        "Job": "ingest", "Cause": "DagsterCodeLocationLoadError",
+        "Error": "This run has been marked as failed from outside the execution context.",
+    }  # fmt: skip
 
 
 def test_held_days_are_told_while_they_last(sensor: Sensor, webhook: WebhookServer) -> None:
@@ -210,7 +232,7 @@ def test_many_runs_are_told_over_several_ticks(sensor: Sensor, webhook: WebhookS
     monkeypatch.setattr("aoai_usage_pipeline.defs.notifications.MAX_RUNS_PER_TICK", 3)
     monkeypatch.setattr(delivery, "PER_TICK", 2)
     sensor.tick()
-    runs = [sensor.fail("bill") for _ in range(7)]
+    runs = [sensor.fail("bill", f"reason {n}") for n in range(7)]
     said = [sensor.tick() for _ in range(5)]
     assert said[0] == "more runs to look at; webhook: told 2, 1 waiting"
     assert said[-1] == "nothing to tell"
@@ -228,14 +250,15 @@ def test_the_address_of_the_webhook_is_never_shown(
         webhook.answer, sensor.later = answer, n * books.QUIET
         said.append(sensor.tick())
     assert said == [
-        "webhook: 1 waiting, status 503", "webhook: 1 waiting, status 404", "webhook: 1 waiting, status 400",
-        "webhook: 1 waiting, RemoteDisconnected", "webhook: 1 waiting, status 307", "webhook: told 1",
+        "failed: webhook: 1 waiting, status 503", "failed: webhook: 1 waiting, status 404", "failed: webhook: 1 waiting, status 400",
+        "failed: webhook: 1 waiting, RemoteDisconnected", "failed: webhook: 1 waiting, status 307", "webhook: told 1",
     ]  # fmt: skip
     webhook.__exit__()
     Held(sensor.pipeline.lake, "raw_events").hold(DAY.date(), "records differ", "")
     sensor.later += books.QUIET
     said.append(sensor.tick())
-    assert said[-1] == "webhook: 1 waiting, ConnectionRefusedError"
+    assert said[-1] == "failed: webhook: 1 waiting, ConnectionRefusedError"
+    assert sensor.tick() == "webhook: 1 waiting"  # it is left alone for a minute
     kept = json.dumps(dict(instance.daemon_cursor_storage.get_cursor_values({"aoai_usage_pipeline/notifications"})))
     for text in (*said, caplog.text, kept, repr(sensor.pipeline.settings)):
         assert secret not in text
@@ -306,11 +329,12 @@ def test_capture_lag_is_told_to_both_targets(
 @pytest.mark.slow
 def test_a_tick_that_is_killed_repeats_one_notification_with_its_id(sensor: Sensor, webhook: WebhookServer, tmp_path: Path) -> None:
     sensor.tick()
-    for _ in range(5):
-        sensor.fail("bill")
+    for n in range(5):
+        sensor.fail("bill", f"reason {n}")
     script = """
 import sys, dagster as dg
 from aoai_usage_pipeline.definitions import build_defs
+from aoai_usage_pipeline.defs.notifications import NotDelivered
 defs = build_defs()
 with dg.DagsterInstance.local_temp(sys.argv[1]) as instance:
     context = dg.build_sensor_context(instance=instance, resources={"pipeline": defs.resources["pipeline"]})
@@ -413,6 +437,35 @@ def test_what_comes_and_goes_within_an_hour_is_told_once() -> None:
     for n in range(24):
         told += desk.at(n * 300, run_of(checked("2026-10-05" if n % 2 == 0 else ""), at=n * 300))
     assert told == [FAILED + "2026-10-05"]
+
+
+def failed(run_id: str, at: float, days: str = "", why: str = "ReferenceDataError", job: str = "ingest") -> Callable[[Book], object]:
+    return lambda book: book.run_ended(Ended(run_id, job, at, tuple(days.split()), {"Step": "raw_events", "Error": why}, ()))
+
+
+def test_runs_that_fail_again_and_again_for_one_reason_are_told_at_once_and_then_once_an_hour() -> None:
+    desk = Desk()
+    assert desk.at(1000, failed("0", 1000, "2026-10-05")) == ["ingest failed for 2026-10-05"]
+    told = []
+    for n in range(1, 200):
+        told += desk.at(1000 + n * 60, failed(str(n), 1000 + n * 60, "2026-10-05 2026-10-06"))
+        if n == 30:  # another reason and another job are told at once
+            assert desk.at(2801, failed("x", 2801, why="OSError"), failed("y", 2801, job="bill")) == ["ingest failed", "bill failed"]
+    told += desk.at(1000 + 4 * books.GATHERED)
+    assert told == [f"ingest failed {n} times for 2026-10-05 to 2026-10-06" for n in (60, 60, 60, 19)]
+    last = Book(desk.document, "", 99_000, ["webhook"], Links()).state.waiting[-1].payload
+    assert (last["runId"], last["days"]) == ("199", ["2026-10-05", "2026-10-06"])
+    assert {"name": "Runs", "value": "19, from 1970-01-01T03:17:40.000Z to 1970-01-01T03:35:40.000Z"} in last["facts"]
+    # told anew when it failed no more for an hour
+    assert desk.at(30_000) == []
+    assert desk.at(30_001, failed("z", 30_001)) == ["ingest failed"]
+    assert len(json.loads(desk.document.text or "")["failing"]) == 1
+
+
+def test_a_burst_of_failed_runs_is_one_notification() -> None:
+    assert Desk().at(1000, *[failed(str(n), 1000, f"2026-09-{n % 30 + 1:02}") for n in range(200)]) == [
+        "ingest failed 200 times for 2026-09-01 to 2026-09-30"
+    ]
 
 
 def test_a_table_of_rows_that_was_cut_off_resolves_nothing() -> None:

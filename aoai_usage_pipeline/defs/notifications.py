@@ -46,14 +46,22 @@ def build_sensor(status: dg.DefaultSensorStatus) -> dg.SensorDefinition:
             return dg.SkipReason("another tick is still at it, or was killed less than two minutes ago")
         notes = _look(context, pipeline, book)
         book.save()
-        for name, result in deliver(book, targets, SEND_SECONDS, time.time).items():
+        results = deliver(book, targets, SEND_SECONDS, time.time)
+        for name, result in results.items():
             notes.append(_said(name, result, book.waiting_for(name)))
             if result.given_up:
                 context.log.error("%s refused notifications for good: %s", name, ", ".join(result.given_up))
         book.close()
-        return dg.SkipReason("; ".join(note for note in notes if note) or "nothing to tell")
+        said = "; ".join(note for note in notes if note) or "nothing to tell"
+        if any(result.problem for result in results.values()):
+            raise NotDelivered(said)
+        return dg.SkipReason(said)
 
     return notifications
+
+
+class NotDelivered(Exception):
+    """A target did not take what it was sent; it waits in the book. The tick fails for people to see it."""
 
 
 class _Document:
@@ -139,18 +147,27 @@ def _checked(evaluation: dg.AssetCheckEvaluation, days: tuple[str, ...] | None) 
 
 
 def _failure(instance: dg.DagsterInstance, run: dg.DagsterRun) -> dict[str, str]:
-    """The step that failed and why: our own words, or the type of the error, never its text, which may quote an event."""
-    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE}
+    """The step that failed first and why: our own words, or the type of the error, never its text, which may quote an event.
+
+    Of a run that failed outside of a step, Dagster's word for it, and the type of the error that it met before.
+    """
+    kinds = {dg.DagsterEventType.STEP_FAILURE, dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.ENGINE_EVENT}
     facts: dict[str, str] = {}
-    for record in instance.get_records_for_run(run.run_id, of_type=kinds, limit=20).records:
+    for record in instance.get_records_for_run(run.run_id, of_type=kinds, limit=20, ascending=False).records:
         event = record.event_log_entry.dagster_event
-        if event and event.is_step_failure:
+        if not event:
+            continue
+        if event.is_step_failure:
             data = event.step_failure_data
             told = data.user_failure_data.description if data.user_failure_data else None
             error = data.error.cause or data.error if data.error else None
-            facts |= {"Step": event.step_key or "", "Error": told or (error and error.cls_name) or "unknown"}
-        elif event and not facts:
-            facts = {"Error": _without_quotes(event.message or "")}
+            facts = {"Step": event.step_key or "", "Error": told or (error and error.cls_name) or "unknown"}
+        elif event.is_engine_event:
+            error = event.engine_event_data.error
+            if error and "Step" not in facts:
+                facts["Cause"] = error.cls_name or "unknown"
+        elif "Step" not in facts:
+            facts["Error"] = _without_quotes(event.message or "")
     return facts
 
 

@@ -2,7 +2,8 @@
 
 An **occurrence** begins when something is found wrong that was not wrong before: a run failed; a check fails on a day on which it passed, or was
 never evaluated; a day is held that was not; the hub's events are overdue or lost. As long as it lasts it is not told again, whatever its figures.
-It ends when it has been right for an hour, and that is told once too. A failed run is an occurrence of its own and does not end.
+It ends when it has been right for an hour, and that is told once too. A failed run is an occurrence of its own and does not end; a job that fails
+again and again for one reason is told at once, and then once an hour how often it failed since.
 """
 
 import dataclasses
@@ -17,6 +18,8 @@ OVERLAP = 900.0
 """Seconds that runs are looked at again after they ended: a database may show them late."""
 QUIET = 3600.0
 """Seconds that something must have been right before it counts as over. What comes and goes is told once."""
+GATHERED = 3600.0
+"""Seconds in which further failures of a job for the same reason wait, to be told in one notification."""
 LEASE = 75.0
 """Seconds after which a tick that is not heard of any more is taken for dead."""
 KEPT = 7 * 86_400.0
@@ -80,11 +83,26 @@ class Waiting:
 
 
 @dataclasses.dataclass
+class Failing:
+    """A job that fails for one reason: when it was told last, and its `runs` that were not told yet, as far as a person wants to know of them."""
+
+    job: str
+    failure: dict[str, str]
+    told: float | None = None
+    runs: int = 0
+    first: float = 0.0
+    last: float = 0.0
+    run_id: str = ""
+    days: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
 class _State:
     started: float
     watermark: float
     handled: dict[str, float] = dataclasses.field(default_factory=dict)
     open: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    failing: dict[str, Failing] = dataclasses.field(default_factory=dict)
     waiting: list[Waiting] = dataclasses.field(default_factory=list)
     targets: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
     lag_asked: float = 0.0
@@ -137,13 +155,10 @@ class Book:
     def run_ended(self, run: Ended) -> None:
         """A run has ended: its failure, and what its checks found."""
         if run.failure is not None:
-            days = spans_of(run.days)
-            facts = {"Job": run.job, **({"Days": days} if days else {}), **run.failure}
-            title = f"{run.job} failed" + (f" for {days}" if days else "")
-            self._tell(
-                Notification("run_failed", "open", "error", run.job, run.run_id, _iso(run.ended_at), title, run.days, facts, run.run_id),
-                run.ended_at,
-            )
+            reason = "|".join((run.job, *run.failure.values()))
+            one = self.state.failing.setdefault(reason, Failing(run.job, dict(run.failure)))
+            one.first = one.first if one.runs else run.ended_at
+            one.runs, one.last, one.run_id, one.days = one.runs + 1, run.ended_at, run.run_id, sorted({*one.days, *run.days})
         for checked in run.checks:
             self._checked(run, checked)
 
@@ -174,7 +189,14 @@ class Book:
                 self._tell(Notification("capture_lag", "open", "error", state, _iso(now), _iso(now), _LAG[state], (), states[state]), now)
 
     def settle(self, now: float) -> int:
-        """Tell what has been right for long enough, and give up what a target did not take for too long; returns how many."""
+        """Tell which jobs failed, and what has been right for long enough; give up what a target did not take for too long, and return how many."""
+        for reason, failing in list(self.state.failing.items()):
+            if failing.told is None or now >= failing.told + GATHERED:
+                if failing.runs:
+                    self._failed(failing)
+                    self.state.failing[reason] = Failing(failing.job, failing.failure, told=now)
+                else:
+                    del self.state.failing[reason]
         over: dict[tuple[str, str, str], list[str]] = {}
         for key, one in list(self.state.open.items()):
             if one["right"] and now >= one["right"] + QUIET:
@@ -198,6 +220,15 @@ class Book:
 
     def waiting_for(self, target: str) -> int:
         return sum(target in one.targets for one in self.state.waiting)
+
+    def _failed(self, one: Failing) -> None:
+        days = spans_of(one.days)
+        times = {"Runs": f"{one.runs}, from {_iso(one.first)} to {_iso(one.last)}"} if one.runs > 1 else {}
+        facts = {"Job": one.job, **({"Days": days} if days else {}), **times, **one.failure}
+        title = f"{one.job} failed" + (f" {one.runs} times" if one.runs > 1 else "") + (f" for {days}" if days else "")
+        self._tell(
+            Notification("run_failed", "open", "error", one.job, one.run_id, _iso(one.last), title, tuple(one.days), facts, one.run_id), one.last
+        )
 
     def _checked(self, run: Ended, checked: Checked) -> None:
         kind, subject = "check_failed", checked.subject
@@ -245,7 +276,8 @@ def _load(text: str | None, now: float) -> _State:
         return _State(started=now, watermark=now)
     # what a later version added is left out after going back to this one
     data = {name: value for name, value in json.loads(text).items() if name in _State.__dataclass_fields__}
-    return _State(**data | {"waiting": [Waiting(**one) for one in data["waiting"]]})
+    failing = {reason: Failing(**one) for reason, one in data.get("failing", {}).items()}
+    return _State(**data | {"failing": failing, "waiting": [Waiting(**one) for one in data["waiting"]]})
 
 
 def _key(kind: str, subject: str, day: str) -> str:
