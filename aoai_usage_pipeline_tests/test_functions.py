@@ -26,6 +26,7 @@ import dagster as dg
 import pytest
 from azure.storage.blob import ContainerClient
 
+from aoai_usage_pipeline.defs.capture import MAX_RUNS_PER_TICK
 from aoai_usage_pipeline.notify.notification import Links, Notification, teams_message
 from aoai_usage_pipeline_tests.conftest import ROOT
 from aoai_usage_pipeline_tests.support import Captured, blob_name, capture_file, chat, put, reference, seed_event
@@ -111,11 +112,14 @@ def test_every_setting_that_is_read_is_deployed_and_in_the_example() -> None:
     assert not any(value for name, value in example.items() if "KEY" in name or "TEAMS" in name)
 
 
-def test_the_app_has_the_versions_of_the_locks_and_a_valid_host_file() -> None:
+def test_the_app_has_the_versions_of_the_locks_and_a_valid_host_file(module: ModuleType) -> None:
     locked = {line for lock in ROOT.glob("requirements*.lock") for line in lock.read_text().splitlines()}
     assert set((FOLDER / "requirements.txt").read_text().splitlines()) <= locked
     host = json.loads((FOLDER / "host.json").read_text())
     assert host["version"] == "2.0" and host["extensionBundle"]["version"] == "[4.0.0, 5.0.0)"
+    # a function that runs longer has its process ended, with whatever else is being sent: waiting, two questions and all launches come first
+    limit = dt.datetime.strptime(host["functionTimeout"], "%H:%M:%S") - dt.datetime.strptime("0", "%S")
+    assert limit.total_seconds() > module.WAIT_SECONDS + (2 + MAX_RUNS_PER_TICK) * module.LOOK_SECONDS
 
 
 # --- the receiver -------------------------------------------------------------------------------------------------------------------
@@ -189,6 +193,14 @@ def test_a_channel_that_fails_is_told_later_and_the_other_one_not_again(receiver
     teams.answers = [500]
     assert post(receiver) == (200, {"id": PAYLOAD["id"], "teams": "sent", "mail": "already"})
     assert (len(teams.received), len(mail.received)) == (4, 1)
+
+
+@pytest.mark.slow
+def test_a_channel_that_limits_its_rate_is_not_asked_twice(receiver: ModuleType, teams: WebhookServer, mail: WebhookServer) -> None:
+    mail.answers = [429]
+    assert post(receiver) == (503, {"id": PAYLOAD["id"], "teams": "sent", "mail": "failed"})
+    assert len(mail.received) == 1
+    assert post(receiver) == (200, {"id": PAYLOAD["id"], "teams": "already", "mail": "sent"})
 
 
 @pytest.mark.slow

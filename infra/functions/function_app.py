@@ -29,7 +29,7 @@ CLAIMED_SECONDS = 60.0
 """A delivery that was begun this long ago and not finished is taken for dead."""
 ATTEMPTS, PAUSE_SECONDS, TIMEOUT_SECONDS = 2, 1.0, 3.0
 LOOK_SECONDS, WAIT_SECONDS = 20.0, 25.0
-"""Event Grid waits 30 seconds for an answer."""
+"""Event Grid waits 30 seconds for an answer. A look that takes longer goes on; `functionTimeout` in host.json is beyond all of it."""
 
 app = func.FunctionApp()
 logging.getLogger("azure").setLevel(logging.WARNING)
@@ -104,7 +104,7 @@ def _channels() -> dict[str, Callable[[Mapping[str, Any]], None] | None]:
 
 
 def _deliver(url: str, headers: Mapping[str, str], message: Mapping[str, Any]) -> None:
-    """POST the message, a second time if the first one fails. Raises `Refused` and `Failed`."""
+    """POST the message, a second time if the first one fails for another reason than a rate limit. Raises `Refused` and `Failed`."""
     for attempt in range(1, ATTEMPTS + 1):
         try:
             _post(url, headers, message, TIMEOUT_SECONDS)
@@ -114,6 +114,8 @@ def _deliver(url: str, headers: Mapping[str, str], message: Mapping[str, Any]) -
             if error.code in (400, 413, 415, 422):
                 raise Refused(f"status {error.code}") from None
             problem = f"status {error.code}"
+            if error.code == 429:
+                break  # whatever is asked now counts against the limit
         except (OSError, http.client.HTTPException) as error:
             problem = type(error).__name__
         if attempt < ATTEMPTS:
