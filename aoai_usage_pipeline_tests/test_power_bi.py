@@ -1,11 +1,12 @@
 """The Power BI project says what the tables say, its sums are the bill's, and Microsoft's own tools can read it."""
 
+import datetime as dt
 import json
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from aoai_usage_pipeline import tables
 from aoai_usage_pipeline.billing import fixed_costs
 from aoai_usage_pipeline.lake.days import Days
 from aoai_usage_pipeline.lake.manifest import FileEntry, Manifest
+from aoai_usage_pipeline.publish import documents
 from aoai_usage_pipeline.rating import match
 from aoai_usage_pipeline.storage import open_store
 from aoai_usage_pipeline_tests.conftest import ROOT
 from aoai_usage_pipeline_tests.power_bi import Project
 from aoai_usage_pipeline_tests.power_bi_measures import Measures, remainder
+from aoai_usage_pipeline_tests.power_bi_queries import Queries, Table, files
 from aoai_usage_pipeline_tests.support import DAY, Run, capture, chat, hub_event, lines, seed_event
 
 FOLDER = ROOT / "infra/powerbi"
@@ -169,7 +172,7 @@ def test_the_model_is_a_star() -> None:
         assert ends[0][0] in FACTS and ends[1][0] in DIMENSIONS
         assert ends[0][1] == ends[1][1] or (ends[1] == ("Date", "Date") and ends[0][1] in ("Usage date", "Capture date"))
         assert PROJECT.columns[ends[0]].properties["dataType"] == PROJECT.columns[ends[1]].properties["dataType"]
-        assert "crossFilteringBehavior" not in relationship.properties
+        assert relationship.properties.keys() == {"fromColumn", "toColumn"}, "active, many to one, filtering one way"
         pairs.add((ends[0][0], ends[1][0]))
     assert len(pairs) == len(PROJECT.of("relationship"))
     assert {fact for fact, dimension in pairs if dimension == "Date"} == set(FACTS)
@@ -210,6 +213,18 @@ def test_only_the_days_of_a_partition_are_read_and_only_when_they_changed(root: 
     assert "each [Day] >= First and [Day] < Until" in PROJECT.m()["FilesBetween"] and "[usageDate] < Until" in PROJECT.m()["CosmosRows"]
     listed = re.findall(r'"(\w+)"', re.search(r"Table\.FromRecords\(\[Manifest\]\[files\], \{([^}]*)\}", PROJECT.m()["CaptureFiles"])[1])
     assert listed and set(listed) <= set(FileEntry.__dataclass_fields__)
+
+
+def test_the_days_reach_from_the_first_year_to_the_last_day_of_any_fact_and_end_with_the_bill() -> None:
+    source = PROJECT.tables["Date"].one("partition").one("source").value
+    days = {
+        f"'{table}'[{'Capture' if table == 'Capture files' else 'Usage'} date]"
+        for table in ("Daily billing", "Daily usage", "Daily quality", "Capture files")
+    }
+    for name, of in (("MIN", "earliest"), ("MAX", "latest")):
+        assert set(re.findall(rf"{name}\(([^)]*)\)", re.search(rf"VAR {of} = (.*)", source)[1])) == days
+    assert "CALENDAR(DATE(YEAR(COALESCE(earliest, ends)), 1, 1), ends)" in source and "VAR ends = COALESCE(latest, UTCTODAY())" in source
+    assert "VAR billed = MAX('Daily billing'[Usage date])" in source and '"Billed", [Date] <= billed' in source
 
 
 SOURCES = {
@@ -523,27 +538,167 @@ def test_amounts_below_zero_and_above_a_billion_are_exact() -> None:
         assert least >= 0 and most < 10**9
 
 
-def query(name: str, day: str) -> str:
-    """The SQL that the source DuckDB sends for a table and the day of the bill."""
-    [text] = re.findall(r"Odbc\.Query\(DuckDbConnection, (.*)\)$", PROJECT.expressions["DuckDbRows"].value)
-    values = {"name": name, "day": day, "DayText(start)": "2026-10-05", "DayText(end)": "2026-10-06"}
-    return "".join(part[1:-1] if part.startswith('"') else values[part.strip()] for part in re.findall(r'"[^"]*"|[^&"]+', text) if part.strip())
+# --- queries -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_duckdb_source_gives_every_column_as_exact_text(bill: tuple[Path, list[str]]) -> None:
-    with duckdb.connect(str(bill[0]), read_only=True) as db:
+@pytest.fixture
+def sources(bill: tuple[Path, list[str]], every_kind: duckdb.DuckDBPyConnection) -> dict[str, tuple[duckdb.DuckDBPyConnection, dict[str, Any]]]:
+    """By source: the published tables it stands for, and the values for the model's queries."""
+    root = bill[0].parent
+
+    def blobs(url: str) -> Table:
+        folder = {"https://lake": root / "lake", "https://reference": root / "reference"}[url]
+        found = files(str(folder))
+        names = (f"{row['Folder Path']}{row['Name']}".removeprefix(f"{folder}/") for row in found.rows)
+        lake = "some/where/" if url == "https://lake" else ""
+        return Table(found.columns, ({**row, "Name": lake + name, "Folder Path": url} for row, name in zip(found.rows, names, strict=True)))
+
+    def odbc(connection: str, sql: str) -> Table:
+        found = every_kind.sql(sql)
+        assert set(found.types) == {"VARCHAR"}, "exact, and the same in every culture"
+        return Table(found.columns, (dict(zip(found.columns, row, strict=True)) for row in found.fetchall()))
+
+    def mirror(endpoint: str, database: str) -> Table:
+        fields = documents.DAILY_BILLING.fields
+        found = every_kind.sql(f"SELECT {', '.join(fields.values())} FROM daily_billing").fetchall()
+        return Table(["Item", "Data"], [{"Item": "daily-billing", "Data": Table(fields, (dict(zip(fields, row, strict=True)) for row in found))}])
+
+    file = duckdb.connect(str(bill[0]), read_only=True)
+    lake = {"LakeContainer": "https://lake", "LakePath": "some/where", "ReferenceContainer": "https://reference", "AzureStorage.Blobs": blobs}
+    on_disk = {"ReferenceContainer": str(root / "reference")}
+    given = {
+        "Lake": (file, lake),
+        "Folder": (file, {"LakePath": str(root / "lake")} | on_disk),
+        "DuckDB": (every_kind, {"Odbc.Query": odbc} | on_disk),
+        "Cosmos DB": (every_kind, lake | {"Sql.Database": mirror}),
+    }
+    values = {"RangeStart": dt.datetime(2026, 8, 1), "RangeEnd": dt.datetime(2026, 12, 1)}
+    return {source: (db, {"Source": source} | values | own) for source, (db, own) in given.items()}
+
+
+def test_the_queries_give_the_published_tables_from_every_source(sources: dict[str, tuple[duckdb.DuckDBPyConnection, dict[str, Any]]]) -> None:
+    """Run by an interpreter of ours: each column, each amount to the last digit, each sum of the hours and of the capture files."""
+    for source, (db, values) in sources.items():
+        queries = Queries(PROJECT, **values)
         for table, name in FACTS.items():
-            [day] = {"usage_date", "capture_date"} & published(table).keys()
-            found = db.sql(query(name, day)).to_arrow_table()
-            assert set(found.column_names) == published(table).keys()
-            assert found.num_rows == db.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] > 0
-            assert {str(field.type) for field in found.schema} <= {"string"}
-            assert set(found[day].to_pylist()) == {"2026-10-05"}
-        costs = db.sql(query("daily_billing", "usage_date")).to_arrow_table()["cost"].to_pylist()
-        assert sum(Decimal(c) for c in costs if c) == db.execute("SELECT sum(cost) FROM daily_billing").fetchall()[0][0]
+            found = queries[table]
+            if source == "Cosmos DB" and table != "Daily billing":
+                assert not found.rows
+                continue
+            assert set(found.columns) == {column.properties["sourceColumn"] for column in PROJECT.tables[table].of("column")}
+            plain = [column for column in found.columns if column in published(table).keys() - {"bytes", "records", "parsed", "quarantined"}]
+            made = SUMMED.get(table, {})
+            select = [f'"{column}"' for column in plain if column not in made] + [f"{sql} AS {column}" for column, sql in made.items()]
+            select += [column for column in MONEY if table == "Daily billing"]
+            expected = db.sql(f"SELECT {', '.join(select)} FROM {name} {'GROUP BY ALL' if made else ''}")
+            rows = [[_amount(row, column) if column in MONEY else row[column] for column in expected.columns] for row in found.rows]
+            assert sorted(map(_said, rows)) == sorted(map(_said, expected.fetchall())) != [], (source, table)
+
+
+def _said(row: Iterable[Any]) -> str:
+    """A row as text in which equal decimals are equal."""
+    return repr([value.normalize() if isinstance(value, Decimal) else value for value in row])
+
+
+def _amount(row: Mapping[str, Any], name: str) -> Decimal | None:
+    if row[f"{name}_millionths"] is None:
+        return None
+    assert 0 <= row[f"{name}_remainder"] < 10**9
+    return Decimal(row[f"{name}_millionths"]).scaleb(-6) + Decimal(row[f"{name}_remainder"]).scaleb(-15)
+
+
+SUMMED = {
+    "Hourly usage": {
+        "hour": "hour(event_time)",
+        "requests": "count(*)",
+        "failed": "count(*) FILTER (status_code >= 400)",
+        "throttled": "count(*) FILTER (status_code = 429)",
+        "prompt_tokens": "CAST(sum(prompt_tokens) AS BIGINT)",
+        "completion_tokens": "CAST(sum(completion_tokens) AS BIGINT)",
+        "total_tokens": "CAST(sum(total_tokens) AS BIGINT)",
+        "lag_seconds": f"CAST(sum({LAG}) AS DECIMAL(20,0)) * 0.000001",
+        "longest_lag_seconds": f"CAST(max({LAG}) AS DECIMAL(20,0)) * 0.000001",
+        "last_enqueued_at": "max(enqueued_at)",
+    },
+    "Capture files": {
+        "file": "CASE status WHEN 'unreadable' THEN blob END",
+        "files": "count(*)",
+        **{name: f"CAST(sum({name}) AS BIGINT)" for name in ("bytes", "records", "parsed", "quarantined")},
+    },
+}
+"""What the queries add up, in SQL."""
+
+
+def test_a_partition_ends_before_the_day_of_its_end(sources: dict[str, tuple[duckdb.DuckDBPyConnection, dict[str, Any]]]) -> None:
+    for source, (_, values) in sources.items():
+        before, on = (
+            Queries(PROJECT, **values | {"RangeStart": first, "RangeEnd": first + dt.timedelta(1)})
+            for first in (dt.datetime(2026, 10, 4), dt.datetime(2026, 10, 5))
+        )
+        for table in FACTS if source != "Cosmos DB" else ["Daily billing"]:
+            assert not before[table].rows and on[table].rows, (source, table)
+
+
+def test_a_partition_is_loaded_again_when_a_day_was_replaced(
+    sources: dict[str, tuple[duckdb.DuckDBPyConnection, dict[str, Any]]], root: Path
+) -> None:
+    for source in ("Lake", "Folder"):
+        values = sources[source][1]
+        day = root / "lake/daily_billing/usage_date=2026-10-05/data.parquet"
+        before, again = (Queries(PROJECT, **values) for _ in range(2))
+        assert before["Daily billing: polling"] == again["Daily billing: polling"]
+        usage = before["Daily usage: polling"]
+        os.utime(day, (day.stat().st_mtime + 5,) * 2)
+        after = Queries(PROJECT, **values)
+        assert after["Daily billing: polling"] != before["Daily billing: polling"] and after["Daily usage: polling"] == usage
+
+
+def test_a_wrong_path_is_no_empty_bill(sources: dict[str, tuple[duckdb.DuckDBPyConnection, dict[str, Any]]], root: Path) -> None:
+    for source, path in (("Lake", "-"), ("Folder", str(root / "reference"))):
+        with pytest.raises(RuntimeError, match="No lake"):
+            Queries(PROJECT, **sources[source][1] | {"LakePath": path})["Daily billing"]
+
+
+def test_readers_are_read_as_people_write_them(sources: dict[str, tuple[duckdb.DuckDBPyConnection, dict[str, Any]]], root: Path) -> None:
+    assert [Queries(PROJECT, **values)["Readers"].rows for _, values in sources.values()] == [[]] * 4
+    (root / "reference/cost_center_readers.csv").write_text(
+        "\ufeffuser_principal_name,cost_center\n ana@contoso.com , CC-1\nana@contoso.com,CC-1\nbo@contoso.com,*\n"
+    )
+    for _, values in sources.values():
+        assert [list(row.values()) for row in Queries(PROJECT, **values)["Readers"].rows] == [["ana@contoso.com", "CC-1"], ["bo@contoso.com", "*"]]
+
+
+def test_keys_of_different_rows_differ() -> None:
+    key = Queries(PROJECT)["Key"]
+    rows = [["a", "b"], ["a|b", ""], ["", "a|b"], ["a", None], ["a", ""], [None, "a"], ["a\\", "b"], ["a", "\\b"], ["a\\|b", ""], ["\\0", "a"]]
+    assert len({key(row) for row in rows}) == len(rows)
+
+
+def test_amounts_are_split_exactly() -> None:
+    queries = Queries(PROJECT)
+    for text in ("-0.000000000000001", "-0.07", "0.000000999999999", "1234567890123.000000000000001", "-1.000001", "0"):
+        for amount in (Decimal(text), text):
+            millionths, rest = queries["Millionths"](amount), queries["Remainder"](amount)
+            assert Decimal(millionths).scaleb(-6) + Decimal(rest).scaleb(-15) == Decimal(text) and 0 <= rest < 10**9
+    assert queries["Millionths"](None) is queries["Remainder"](None) is None
 
 
 # --- report --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_visuals_lie_on_their_page_and_apart() -> None:
+    for page in PROJECT.report.glob("definition/pages/*/page.json"):
+        size = json.loads(page.read_text())
+        boxes = {}
+        for file in page.parent.glob("visuals/*/visual.json"):
+            visual = json.loads(file.read_text())
+            assert visual["name"] == file.parent.name
+            box = visual["position"]
+            boxes[visual["name"]] = (box["x"], box["y"], box["x"] + box["width"], box["y"] + box["height"])
+        for name, (left, top, right, bottom) in boxes.items():
+            assert 0 <= left < right <= size["width"] and 0 <= top < bottom <= size["height"], (page, name)
+            over = [n for n, other in boxes.items() if n != name and left < other[2] and other[0] < right and top < other[3] and other[1] < bottom]
+            assert not over, (page, name, over)
 
 
 def test_every_visual_shows_what_the_model_has() -> None:
