@@ -22,8 +22,8 @@ Value = Decimal | dt.date | dt.datetime | str | bool | None
 _MADE = {
     "Hourly usage": {
         "requests": "1",
-        "failed": "CAST(status_code >= 400 AS INTEGER)",
-        "throttled": "CAST(status_code = 429 AS INTEGER)",
+        "failed": "CAST(coalesce(status_code >= 400, false) AS INTEGER)",
+        "throttled": "CAST(coalesce(status_code = 429, false) AS INTEGER)",
         "lag_seconds": "epoch_us(enqueued_at) - epoch_us(event_time)",
         "longest_lag_seconds": "epoch_us(enqueued_at) - epoch_us(event_time)",
         "last_enqueued_at": "enqueued_at",
@@ -148,6 +148,11 @@ class Measures:
             context.update({table: list(predicates) for table, predicates in self.selected.items()})
         elif function == "REMOVEFILTERS":
             self._forget_dates(context)
+        elif function == "CALCULATETABLE":
+            inside = {table: list(predicates) for table, predicates in outer.items()}
+            for argument in node.args[1:]:
+                self._filter(argument, inside, outer, names)
+            self._filter(node.args[0], context, inside, names)
         elif function == "VALUES":
             table, source = self._source(node.args[0])
             found = self.db.execute(f"SELECT DISTINCT {source} FROM {self.facts[table]} WHERE {self._where(table, outer)}").fetchall()

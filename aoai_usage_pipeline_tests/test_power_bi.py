@@ -459,7 +459,7 @@ def every_kind(bill: tuple[Path, list[str]], tmp_path: Path) -> Iterator[duckdb.
             db.execute(f"INSERT INTO daily_usage SELECT * REPLACE ({replaced}) FROM daily_usage LIMIT 1")
         db.execute("INSERT INTO quarantine SELECT q.* FROM (FROM quarantine LIMIT 1) q, range(2)")
         db.execute("INSERT INTO capture_files SELECT f.* REPLACE ('unreadable' AS status) FROM (FROM capture_files LIMIT 1) f, range(4)")
-        for status, times in ((429, 6), (500, 1)):
+        for status, times in ((429, 6), (500, 1), (302, 3)):
             replaced = f"{status} AS status_code, enqueued_at + INTERVAL 1 HOUR AS enqueued_at"
             db.execute(f"INSERT INTO enriched_usage SELECT e.* REPLACE ({replaced}) FROM (FROM enriched_usage LIMIT 1) e, range({times})")
         yield db
@@ -513,6 +513,8 @@ def test_the_month_to_date_is_the_same_month_for_everybody(every_kind: duckdb.Du
     assert of["Cost month to date"] > 0 and of.at("Cost", old) == of.at("Cost previous month to date", old) > 0
     assert of.at("Cost month to date", old) is of.at("Projected cost of the month", old) is None
     assert of.at("Change on previous month", old) == -1
+    late = measures(every_kind, {"Daily billing": ["usage_date >= '2026-10-05'"], "Date": ["day >= '2026-10-05'"]})
+    assert late.at("Cost", old) is None and late.at("Cost previous month to date", old) == of.at("Cost", old), "days before the slicer's count"
 
 
 def test_usage_without_a_price_is_counted_on_its_own_meter(every_kind: duckdb.DuckDBPyConnection) -> None:
