@@ -6,6 +6,7 @@ Knows the DAX that the model uses, and raises `NotImplementedError` for any othe
 import calendar
 import dataclasses
 import datetime as dt
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -21,8 +22,8 @@ Value = Decimal | dt.date | dt.datetime | str | bool | None
 _MADE = {
     "Hourly usage": {
         "requests": "1",
-        "failed": "CAST(status_code >= 400 AS INTEGER)",
-        "throttled": "CAST(status_code = 429 AS INTEGER)",
+        "failed": "CAST(coalesce(status_code >= 400, false) AS INTEGER)",
+        "throttled": "CAST(coalesce(status_code = 429, false) AS INTEGER)",
         "lag_seconds": "epoch_us(enqueued_at) - epoch_us(event_time)",
         "longest_lag_seconds": "epoch_us(enqueued_at) - epoch_us(event_time)",
         "last_enqueued_at": "enqueued_at",
@@ -31,18 +32,29 @@ _MADE = {
 }
 _IN_MICROSECONDS = {"lag_seconds", "longest_lag_seconds"}
 
+_DATE = """(SELECT day, day <= (SELECT max(usage_date) FROM daily_billing) AS billed FROM (
+    SELECT CAST(unnest(generate_series(min(day), max(day), INTERVAL 1 DAY)) AS DATE) AS day FROM (
+        SELECT usage_date AS day FROM daily_billing UNION ALL SELECT capture_date FROM capture_files)))"""
+_DATES = {"[Date]": "day", "[Billed]": "billed"}
+
 
 @dataclasses.dataclass
 class Measures:
-    """The measures of a project over a file. `facts` are the published tables by the model's; `kinds` the meters of each kind."""
+    """The measures of a project over a file. `facts` are the published tables by the model's; `kinds` the meters of each kind; `selected` is what
+    the slicers leave, as SQL by the model's table, with the columns `day` and `billed` of its table Date."""
 
     db: duckdb.DuckDBPyConnection
     project: Project
     facts: Mapping[str, str]
     kinds: Mapping[str, set[str]]
+    selected: Mapping[str, list[str]] = dataclasses.field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Value:
-        return self._measure(name, {})
+        return self._measure(name, self.selected)
+
+    def at(self, name: str, cell: Mapping[str, list[str]]) -> Value:
+        """A measure in one cell of a visual, which filters further."""
+        return self._measure(name, {table: [*self.selected.get(table, []), *cell.get(table, [])] for table in {**self.selected, **cell}})
 
     def _measure(self, name: str, context: Mapping[str, list[str]]) -> Value:
         return self._value(dax.to_ast(self.project.measures[name].value), context, {})
@@ -87,11 +99,11 @@ class Measures:
         if function == "CALCULATE":
             inside = {table: list(predicates) for table, predicates in context.items()}
             for argument in arguments[1:]:
-                self._filter(argument, inside, names)
+                self._filter(argument, inside, context, names)
             return self._value(arguments[0], inside, names)
         if function == "COUNTROWS":
             return self._sql("count(*)", arguments[0].name.text.strip("'"), context)
-        if function in ("SUM", "MIN", "MAX", "DISTINCTCOUNTNOBLANK"):
+        if function in ("SUM", "MIN", "MAX", "DISTINCTCOUNTNOBLANK") and len(arguments) == 1:
             [column] = arguments
             table, source = self._source(column)
             aggregate = "count(DISTINCT {})" if function == "DISTINCTCOUNTNOBLANK" else f"{function}({{}})"
@@ -100,12 +112,22 @@ class Measures:
         if function == "IF":
             condition = self._value(arguments[0], context, names)
             return self._value(arguments[1], context, names) if condition else self._value(arguments[2], context, names) if arguments[2:] else None
+        if function == "HASONEVALUE":
+            return self._sql(f"count(DISTINCT {self._column(*self._source(arguments[0]))})", "Daily billing", context) == 1
+        if function == "TRUE":
+            return True
         if function == "UTCTODAY":
             return dt.datetime.now(dt.UTC).date()
         if function == "DATEDIFF":
             first, last = (self._value(argument, context, names) for argument in arguments[:2])
             return Decimal((last - first).days)
         values = [self._value(argument, context, names) for argument in arguments]
+        if function == "MAX":
+            return max(value or 0 for value in values)
+        if function == "ISBLANK":
+            return values[0] is None
+        if function == "NOT":
+            return not values[0]
         if function == "DIVIDE":
             above, below = values
             return None if above is None or not below else above / below
@@ -118,18 +140,37 @@ class Measures:
             return dt.date(year, month + 1, last if function == "EOMONTH" else min(start.day, last))
         raise NotImplementedError(function)
 
-    def _filter(self, node: Any, context: dict[str, list[str]], names: Mapping[str, Value]) -> None:
-        """Add a filter of CALCULATE to the facts that it reaches."""
+    def _filter(self, node: Any, context: dict[str, list[str]], outer: Mapping[str, list[str]], names: Mapping[str, Value]) -> None:
+        """Add a filter of CALCULATE, which is evaluated in the outer context, to the facts that it reaches."""
         function = node.function_name()
         if function == "ALLSELECTED" and not node.args:
             context.clear()
+            context.update({table: list(predicates) for table, predicates in self.selected.items()})
+        elif function == "REMOVEFILTERS":
+            self._forget_dates(context)
+        elif function == "CALCULATETABLE":
+            inside = {table: list(predicates) for table, predicates in outer.items()}
+            for argument in node.args[1:]:
+                self._filter(argument, inside, outer, names)
+            self._filter(node.args[0], context, inside, names)
+        elif function == "VALUES":
+            table, source = self._source(node.args[0])
+            found = self.db.execute(f"SELECT DISTINCT {source} FROM {self.facts[table]} WHERE {self._where(table, outer)}").fetchall()
+            context.setdefault(table, []).append(
+                f"coalesce({source}, '') IN ({', '.join(literal(value or '') for [value] in found)})" if found else "false"
+            )
         elif function == "DATESBETWEEN":
-            first, last = (self._value(argument, context, names) for argument in node.args[1:])
+            first, last = (self._value(argument, outer, names) for argument in node.args[1:])
+            self._forget_dates(context)
             for table in self.facts:
                 day = "capture_date" if table in ("Quarantine", "Capture files") else "usage_date"
                 context.setdefault(table, []).append(f"{day} BETWEEN DATE '{first}' AND DATE '{last}'")
         elif function == "KEEPFILTERS":
             [predicate] = node.args
+            if type(getattr(predicate, "right", None)).__name__ == "FunctionExpression":
+                table, source = self._source(predicate.left)
+                context.setdefault(table, []).append(f"{self._column(table, source)} = {self._value(predicate.right, outer, names)}")
+                return
             if type(predicate).__name__ == "InExpression":
                 column, texts, no = predicate.value, [element.value.text for element in predicate.array.elements], ""
             else:
@@ -140,6 +181,11 @@ class Measures:
                 context.setdefault(reached, []).append(f"{no}coalesce(lower({expression}), '') IN ({values})")
         else:
             raise NotImplementedError(function)
+
+    def _forget_dates(self, context: dict[str, list[str]]) -> None:
+        """Take away the filters on the table Date, which is marked as the date table: all of them at once."""
+        for table in (*self.facts, "Date"):
+            context[table] = [predicate for predicate in context.get(table, []) if not re.match(r"(usage_date|capture_date|day)\b", predicate)]
 
     def _reached(self, table: str, source: str) -> dict[str, str]:
         """The facts that a filter on a column reaches, with the column's SQL there."""
@@ -154,7 +200,7 @@ class Measures:
 
     def _source(self, column: Any) -> tuple[str, str]:
         table, name = column.table.text.strip("'"), column.column.text.strip("[]")
-        # the columns of Payer are named as those of the facts it is made of
+        # the columns of Payer and Meter are named as those of the facts they are made of
         return table, self.project.columns["Daily billing" if table == "Payer" else table, name].properties["sourceColumn"]
 
     @staticmethod
@@ -163,12 +209,16 @@ class Measures:
             return f"CAST(floor({source.removesuffix('_millionths')} * 1000000) AS BIGINT)"
         if source.endswith("_remainder"):
             return remainder(source.removesuffix("_remainder"))
-        return _MADE.get(table, {}).get(source, source)
+        return _MADE.get(table, {}).get(source, _DATES.get(source, source) if table == "Date" else source.strip("[]").lower())
 
     def _sql(self, expression: str, table: str, context: Mapping[str, list[str]]) -> Any:
-        where = " AND ".join(context.get(table, [])) or "true"
-        [[value]] = self.db.execute(f"SELECT {expression} FROM {self.facts[table]} WHERE {where}").fetchall()
+        source = _DATE if table == "Date" else self.facts[table]
+        [[value]] = self.db.execute(f"SELECT {expression} FROM {source} WHERE {self._where(table, context)}").fetchall()
         return Decimal(value) if isinstance(value, int) else value
+
+    @staticmethod
+    def _where(table: str, context: Mapping[str, list[str]]) -> str:
+        return " AND ".join(context.get(table, [])) or "true"
 
 
 def remainder(money: str) -> str:
