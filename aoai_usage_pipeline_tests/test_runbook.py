@@ -152,6 +152,7 @@ def test_the_runbooks_commands_work(tmp_path: Path) -> None:
         f"AOAI_{name.upper()}": str(getattr(settings, name)) for name in ("capture_url", "lake_url", "warehouse_path", "reference_dir")
     }
     env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "AOAI_START_DATE": "2026-01-01"}
+    env.pop("DAGSTER_HOME", None)  # the one of `make test` may not be there
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=120)
