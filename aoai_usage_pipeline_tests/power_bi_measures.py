@@ -146,7 +146,7 @@ class Measures:
         if function == "ALLSELECTED" and not node.args:
             context.clear()
             context.update({table: list(predicates) for table, predicates in self.selected.items()})
-        elif function == "REMOVEFILTERS":
+        elif function == "REMOVEFILTERS" and node.args[0].name.text == "'Date'":
             self._forget_dates(context)
         elif function == "CALCULATETABLE":
             inside = {table: list(predicates) for table, predicates in outer.items()}

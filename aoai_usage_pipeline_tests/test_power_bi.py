@@ -565,7 +565,10 @@ def sources(bill: tuple[Path, list[str]], every_kind: duckdb.DuckDBPyConnection)
     def mirror(endpoint: str, database: str) -> Table:
         fields = documents.DAILY_BILLING.fields
         found = every_kind.sql(f"SELECT {', '.join(fields.values())} FROM daily_billing").fetchall()
-        return Table(["Item", "Data"], [{"Item": "daily-billing", "Data": Table(fields, (dict(zip(fields, row, strict=True)) for row in found))}])
+        # a mirror has no column for a field that is null in every document
+        known = [name for n, name in enumerate(fields) if any(row[n] is not None for row in found)]
+        lines = Table(known, ({name: value for name, value in zip(fields, row, strict=True) if name in known} for row in found))
+        return Table(["Item", "Data"], [{"Item": "aoai-usage_statements", "Data": None}, {"Item": "aoai-usage_daily-billing", "Data": lines}])
 
     file = duckdb.connect(str(bill[0]), read_only=True)
     lake = {"LakeContainer": "https://lake", "LakePath": "some/where", "ReferenceContainer": "https://reference", "AzureStorage.Blobs": blobs}
