@@ -523,6 +523,7 @@ CONNECTIONS = {
     ("OPERATOR", "containers/reference", "Storage Blob Data Contributor"),
     ("OPERATOR", "eventhubs/usage", "Azure Event Hubs Data Sender"),
     ("READER", "containers/lake", "Storage Blob Data Reader"),
+    ("READER", "containers/reference", "Storage Blob Data Reader"),
     ("READER", "dbs/aoai-usage", "Cosmos DB Built-in Data Reader"),
 }
 IDENTITIES = {

@@ -224,6 +224,18 @@ resource lakeReaders 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
   }
 ]
 
+// Power BI's file of who reads which cost centre lies there
+resource lakeReadersReference 'Microsoft.Authorization/roleAssignments@2022-04-01' = [
+  for principalId in lakeReaderPrincipalIds: {
+    scope: referenceFiles
+    name: guid(referenceFiles.id, principalId, roles.storageBlobDataReader)
+    properties: {
+      principalId: principalId
+      roleDefinitionId: subscriptionResourceId('Microsoft.Authorization/roleDefinitions', roles.storageBlobDataReader)
+    }
+  }
+]
+
 @description('Name of the account.')
 output name string = account.name
 
