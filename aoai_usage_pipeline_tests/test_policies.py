@@ -445,6 +445,11 @@ def test_requests_that_are_no_requests_survive(gateway, body, headers):
     assert pick(found, "status", "usage", "requestedModel") == (200, ANSWER["usage"], None)
 
 
+@pytest.mark.parametrize("length", ["-5", "many", "99999999999999999999"])
+def test_a_length_that_is_none_is_not_sent(gateway, length):
+    assert event(gateway, V1, b"<xml/>", headers={"Content-Type": "text/xml", "Content-Length": length})["requestBytes"] is None
+
+
 @pytest.mark.parametrize("count", ["1e999", "-1e999", "NaN", "1" * 40, "0.1", "-5", "true"])
 def test_strange_numbers_are_passed_on_as_json_and_billed_by_nobody(gateway, tmp_path, count):
     call = served(gateway, answer=f'{{"usage": {{"prompt_tokens": {count}, "completion_tokens": 1}}}}'.encode())
