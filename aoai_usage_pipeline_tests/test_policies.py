@@ -140,6 +140,9 @@ KINDS = {
     "responses": ("/openai/v1/responses", {"model": "chat", "input": "CANARY-PROMPT"}, {}, RESPONSE | {"output": OUTPUT, "service_tier": "priority"}, {},
         {"usage": RESPONSE["usage"], "serviceTier": "priority",
          "toolCalls": {"web_search_call": 2, "file_search_call": 1, "code_interpreter_session": 1}}),
+    "compaction": ("/openai/v1/responses/compact", {"model": "chat", "input": "CANARY-PROMPT"}, {},
+        {"id": "resp_2", "object": "response.compaction", "output": [{"type": "compaction", "encrypted_content": "CANARY-ANSWER"}], "usage": RESPONSE["usage"]}, {},
+        {"deployment": "chat", "requestedModel": "chat", "model": None, "usage": RESPONSE["usage"], "toolCalls": None}),
     "embeddings": ("/openai/deployments/embed/embeddings?api-version=2024-10-21", {"input": ["CANARY-PROMPT"]}, {},
         {"object": "list", "data": [{"embedding": [0.1]}], "model": "text-embedding-3-small", "usage": {"prompt_tokens": 8, "total_tokens": 8}}, {},
         {"model": "text-embedding-3-small", "usage": {"prompt_tokens": 8, "total_tokens": 8}, "imageCount": None}),
@@ -181,6 +184,20 @@ def test_every_kind_of_call_is_sent(gateway, kind):
 def test_calls_that_cost_nothing_send_nothing(gateway, method, path):
     call = served(gateway, path, HELLO, method=method, answer=RESPONSE)
     assert (call.bodies, call.said["requestReads"], call.said["responseReads"]) == ([], 0, 0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [CHAT.replace("?", "//?"), CHAT.replace("?", "%2F?"), CHAT.replace("/completions", "%2Fcompletions"), CHAT.replace("/chat/", "//ch%61t//")],
+)
+def test_another_spelling_of_an_address_hides_no_call(gateway, path):
+    assert pick(event(gateway, path), "deployment", "usage") == ("chat", ANSWER["usage"])
+
+
+def test_another_spelling_of_an_address_hides_no_characters(gateway):
+    path, body, headers, answer, answer_headers, expected = KINDS["speech"]
+    found = event(gateway, path.replace("/speech", "%2Fspeech%2F"), body, headers=headers, answer=answer, answer_headers=answer_headers)
+    assert found["inputCharacters"] == expected["inputCharacters"]
 
 
 def test_all_recorded_answers_go_through_and_are_billed(gateway, tmp_path):
@@ -428,6 +445,11 @@ def test_requests_that_are_no_requests_survive(gateway, body, headers):
     assert pick(found, "status", "usage", "requestedModel") == (200, ANSWER["usage"], None)
 
 
+@pytest.mark.parametrize("length", ["-5", "many", "99999999999999999999"])
+def test_a_length_that_is_none_is_not_sent(gateway, length):
+    assert event(gateway, V1, b"<xml/>", headers={"Content-Type": "text/xml", "Content-Length": length})["requestBytes"] is None
+
+
 @pytest.mark.parametrize("count", ["1e999", "-1e999", "NaN", "1" * 40, "0.1", "-5", "true"])
 def test_strange_numbers_are_passed_on_as_json_and_billed_by_nobody(gateway, tmp_path, count):
     call = served(gateway, answer=f'{{"usage": {{"prompt_tokens": {count}, "completion_tokens": 1}}}}'.encode())
@@ -478,6 +500,21 @@ def test_a_large_response_is_searched_and_not_parsed(gateway):
     answer = RESPONSE | {"output": OUTPUT, "service_tier": "priority"}
     found = event(gateway, "/openai/v1/responses", {"model": "chat"}, answer=answer, variables={"usage-body-limit": 100})
     assert pick(found, "model", "usage", "serviceTier", "toolCalls") == ("gpt-4o-2024-08-06", RESPONSE["usage"], "priority", None)
+
+
+def test_what_a_client_put_into_a_large_response_is_not_its_usage(gateway):
+    fake = {"usage": {"input_tokens": 0, "output_tokens": 0}, "model": "gpt-4o-mini", "service_tier": "flex"}
+    usage = RESPONSE["usage"] | {"input_tokens_details": {"cached_tokens": 4}}
+    own = {"object": "response", "model": "gpt-4o-2024-08-06", "service_tier": "priority", "usage": usage}
+    theirs = {
+        "metadata": {"model": "gpt-4o-mini", "service_tier": "flex"},
+        "tools": [{"parameters": {"properties": fake}}],
+        "instructions": 'a "\\{[' * 100,
+    }
+    image = {"output": [{"type": "image_generation_call", "result": "A" * 4_300_000}]}
+    for answer in (theirs | image | own, own | image | theirs):
+        call = served(gateway, "/openai/v1/responses", {"model": "chat"}, answer=answer)
+        assert pick(call.event, "model", "usage", "serviceTier") == ("gpt-4o-2024-08-06", usage, "priority")
 
 
 def test_large_images_are_counted(gateway):
