@@ -167,8 +167,43 @@ def test_every_kind_of_call_is_sent(gateway, kind):
     path, body, headers, answer, answer_headers, expected = KINDS[kind]
     call = served(gateway, path, body, headers=headers, answer=answer, answer_headers=answer_headers)
     assert {name: call.event[name] for name in expected} == expected
-    assert call.said["requestReads"] == (0 if headers else 1)
+    assert call.said["requestReads"] == (0 if headers and "/deployments/" in path else 1)
     assert call.said["responseReads"] == (0 if answer_headers else 1)
+
+
+def form(*parts: tuple[str, str], boundary: str = "x") -> bytes:
+    """A body of multipart/form-data: what the Content-Disposition says besides form-data, and the value."""
+    fields = "".join(f"--{boundary}\r\nContent-Disposition: form-data; {said}\r\n\r\n{value}\r\n" for said, value in parts)
+    return f"{fields}--{boundary}--\r\n".encode()
+
+
+FILE = ('name="file"; filename="a.wav"', "RIFF\0CANARY-PROMPT")
+MODEL = ('name="model"', "whisper")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "expected"),
+    [
+        (form(MODEL, FILE), {}, "whisper"),
+        (form(FILE, MODEL), {}, "whisper"),
+        (form(FILE, ("name=model", "whisper")), {}, "whisper"),
+        (form(MODEL, FILE, boundary="a-b"), {"Content-Type": 'Multipart/Form-Data; charset=utf-8; boundary="a-b"'}, "whisper"),
+        (form(MODEL, FILE).replace(b"--x\r", b"--x\r\nContent-Type: text/plain\r"), {}, "whisper"),
+        # what is inside a file is no field, and of two fields nobody knows which counts
+        (form(('name="file"; filename="a.wav"', '\r\nContent-Disposition: form-data; name="model"\r\n\r\ncheap\r\n'), MODEL), {}, "whisper"),
+        (form(MODEL, ('name="model"', "cheap")), {}, None),
+        (form(MODEL, ('name="file"; filename="; name=model"', "cheap")), {}, None),
+        (form(FILE), {}, None),
+        (b"", {}, None),
+        (form(MODEL), {"Content-Type": "multipart/form-data"}, None),
+        (form(MODEL, ("name=file", "x" * 5_000_000)), {}, None),
+        (form(MODEL, ("name=file", "x" * 5_000_000)), {"Content-Length": ""}, None),
+    ],
+    ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else None,
+)
+def test_a_form_names_its_deployment_where_the_address_does_not(gateway, body, headers, expected):
+    call = served(gateway, "/openai/v1/audio/transcriptions", body, headers=MULTIPART | headers, answer={"text": "CANARY-ANSWER", "usage": SECONDS})
+    assert pick(call.event, "deployment", "requestedModel", "requestBytes", "usage") == (expected, expected, len(body), SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +227,11 @@ def test_calls_that_cost_nothing_send_nothing(gateway, method, path):
 )
 def test_another_spelling_of_an_address_hides_no_call(gateway, path):
     assert pick(event(gateway, path), "deployment", "usage") == ("chat", ANSWER["usage"])
+
+
+@pytest.mark.parametrize("segment", ["%2Fdeployments/chat/", "/deployments%2Fchat/", "/Deployments/chat/"])
+def test_another_spelling_of_an_address_charges_no_other_deployment(gateway, segment):
+    assert event(gateway, CHAT.replace("/deployments/chat/", segment), HELLO | {"model": "cheap"})["deployment"] == "chat"
 
 
 def test_another_spelling_of_an_address_hides_no_characters(gateway):
@@ -573,6 +613,8 @@ def test_content_that_does_not_fit_is_left_out_whole(gateway, text, size):
 
 @pytest.mark.parametrize("culture", ["de-DE", "en-US", "th-TH", "ar-SA", "fa-IR", "tr-TR"])
 def test_events_are_the_same_in_every_culture(gateway, culture):
+    capitals = event(gateway, CHAT.replace("deployments/chat/chat/completions", "DEPLOYMENTS/chat/CHAT/COMPLETIONS"), STREAMED, culture=culture)
+    assert pick(capitals, "deployment", "usage") == ("chat", ANSWER["usage"])
     found = event(gateway, culture=culture, service="APIM-INTERNAL.azure-api.net", answer_headers={"x-ms-region": "West India"})
     assert pick(found, "time", "gateway", "region", "imageCount") == ("2026-10-05T12:00:00.0000000Z", "apim-internal", "westindia", None)
 
