@@ -613,8 +613,9 @@ def test_content_that_does_not_fit_is_left_out_whole(gateway, text, size):
 
 @pytest.mark.parametrize("culture", ["de-DE", "en-US", "th-TH", "ar-SA", "fa-IR", "tr-TR"])
 def test_events_are_the_same_in_every_culture(gateway, culture):
-    capitals = event(gateway, CHAT.replace("deployments/chat/chat/completions", "DEPLOYMENTS/chat/CHAT/COMPLETIONS"), STREAMED, culture=culture)
-    assert pick(capitals, "deployment", "usage") == ("chat", ANSWER["usage"])
+    capitals = served(gateway, CHAT.replace("deployments/chat/chat/completions", "DEPLOYMENTS/chat/CHAT/COMPLETIONS"), STREAMED, culture=culture)
+    assert pick(capitals.event, "deployment", "usage") == ("chat", ANSWER["usage"])
+    assert capitals.sent.startswith(INCLUDED)
     found = event(gateway, culture=culture, service="APIM-INTERNAL.azure-api.net", answer_headers={"x-ms-region": "West India"})
     assert pick(found, "time", "gateway", "region", "imageCount") == ("2026-10-05T12:00:00.0000000Z", "apim-internal", "westindia", None)
 
