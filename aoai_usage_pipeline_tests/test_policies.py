@@ -109,6 +109,12 @@ def test_a_chat_completion_says_everything_a_bill_needs(gateway):
     }  # fmt: skip
 
 
+def form(*parts: tuple[str, str], boundary: str = "x") -> bytes:
+    """A body of multipart/form-data: what the Content-Disposition says besides form-data, and the value."""
+    fields = "".join(f"--{boundary}\r\nContent-Disposition: form-data; {said}\r\n\r\n{value}\r\n" for said, value in parts)
+    return f"{fields}--{boundary}--\r\n".encode()
+
+
 SPEECH = "/openai/deployments/tts/audio/speech?api-version=2024-10-21"
 IMAGES = "/openai/deployments/dalle/images/generations?api-version=2024-10-21"
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -156,9 +162,9 @@ KINDS = {
         {"inputCharacters": 8, "usage": None, "deployment": "tts", "requestedModel": "tts-1"}),
     "dall-e": (IMAGES, {"prompt": "CANARY-PROMPT", "n": 2, "size": "1024x1024", "quality": "hd"}, {}, {"created": 1, "data": [{"url": "x"}, {"url": "y"}]}, {},
         {"imageCount": 2, "imageSize": "1024x1024", "imageQuality": "hd"}),
-    "gpt-image edits": ("/openai/v1/images/edits", FORM, MULTIPART,
+    "gpt-image edits": ("/openai/v1/images/edits", form(('name="image"; filename="a.png"', "PNG"), ('name="model"', "image")), MULTIPART,
         {"created": 1, "size": "1536x1024", "quality": "high", "data": [{"b64_json": "CANARY-ANSWER"}], "usage": {"input_tokens": 9, "output_tokens": 8}}, {},
-        {"imageCount": 1, "imageSize": "1536x1024", "imageQuality": "high", "usage": {"input_tokens": 9, "output_tokens": 8}}),
+        {"deployment": "image", "imageCount": 1, "imageSize": "1536x1024", "imageQuality": "high", "usage": {"input_tokens": 9, "output_tokens": 8}}),
 }  # fmt: skip
 
 
@@ -167,8 +173,37 @@ def test_every_kind_of_call_is_sent(gateway, kind):
     path, body, headers, answer, answer_headers, expected = KINDS[kind]
     call = served(gateway, path, body, headers=headers, answer=answer, answer_headers=answer_headers)
     assert {name: call.event[name] for name in expected} == expected
-    assert call.said["requestReads"] == (0 if headers else 1)
+    assert call.said["requestReads"] == (0 if headers and "/deployments/" in path else 1)
     assert call.said["responseReads"] == (0 if answer_headers else 1)
+
+
+FILE = ('name="file"; filename="a.wav"', "RIFF\0CANARY-PROMPT")
+MODEL = ('name="model"', "whisper")
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "expected"),
+    [
+        (form(MODEL, FILE), {}, "whisper"),
+        (form(FILE, MODEL), {}, "whisper"),
+        (form(FILE, ("name=model", "whisper")), {}, "whisper"),
+        (form(MODEL, FILE, boundary="a-b"), {"Content-Type": 'Multipart/Form-Data; charset=utf-8; boundary="a-b"'}, "whisper"),
+        (form(MODEL, FILE).replace(b"--x\r", b"--x\r\nContent-Type: text/plain\r"), {}, "whisper"),
+        # what is inside a file is no field, and of two fields nobody knows which counts
+        (form(('name="file"; filename="a.wav"', '\r\nContent-Disposition: form-data; name="model"\r\n\r\ncheap\r\n'), MODEL), {}, "whisper"),
+        (form(MODEL, ('name="model"', "cheap")), {}, None),
+        (form(MODEL, ('name="file"; filename="; name=model"', "cheap")), {}, None),
+        (form(FILE), {}, None),
+        (b"", {}, None),
+        (form(MODEL), {"Content-Type": "multipart/form-data"}, None),
+        (form(MODEL, ("name=file", "x" * 5_000_000)), {}, None),
+        (form(MODEL, ("name=file", "x" * 5_000_000)), {"Content-Length": ""}, None),
+    ],
+    ids=lambda value: repr(value[:20]) if isinstance(value, bytes) else None,
+)
+def test_a_form_names_its_deployment_where_the_address_does_not(gateway, body, headers, expected):
+    call = served(gateway, "/openai/v1/audio/transcriptions", body, headers=MULTIPART | headers, answer={"text": "CANARY-ANSWER", "usage": SECONDS})
+    assert pick(call.event, "deployment", "requestedModel", "requestBytes", "usage") == (expected, expected, len(body), SECONDS)
 
 
 @pytest.mark.parametrize(
@@ -192,6 +227,11 @@ def test_calls_that_cost_nothing_send_nothing(gateway, method, path):
 )
 def test_another_spelling_of_an_address_hides_no_call(gateway, path):
     assert pick(event(gateway, path), "deployment", "usage") == ("chat", ANSWER["usage"])
+
+
+@pytest.mark.parametrize("segment", ["%2Fdeployments/chat/", "/deployments%2Fchat/", "/Deployments/chat/"])
+def test_another_spelling_of_an_address_charges_no_other_deployment(gateway, segment):
+    assert event(gateway, CHAT.replace("/deployments/chat/", segment), HELLO | {"model": "cheap"})["deployment"] == "chat"
 
 
 def test_another_spelling_of_an_address_hides_no_characters(gateway):
@@ -573,6 +613,9 @@ def test_content_that_does_not_fit_is_left_out_whole(gateway, text, size):
 
 @pytest.mark.parametrize("culture", ["de-DE", "en-US", "th-TH", "ar-SA", "fa-IR", "tr-TR"])
 def test_events_are_the_same_in_every_culture(gateway, culture):
+    capitals = served(gateway, CHAT.replace("deployments/chat/chat/completions", "DEPLOYMENTS/chat/CHAT/COMPLETIONS"), STREAMED, culture=culture)
+    assert pick(capitals.event, "deployment", "usage") == ("chat", ANSWER["usage"])
+    assert capitals.sent.startswith(INCLUDED)
     found = event(gateway, culture=culture, service="APIM-INTERNAL.azure-api.net", answer_headers={"x-ms-region": "West India"})
     assert pick(found, "time", "gateway", "region", "imageCount") == ("2026-10-05T12:00:00.0000000Z", "apim-internal", "westindia", None)
 
@@ -597,6 +640,13 @@ embed,text-embedding-3-small,*,*,*,*,*,input,0.02,1000000,USD,2024-01-01,,,test
 tts,tts,*,*,*,*,*,characters,15.00,1000000,USD,2024-01-01,,,test
 whisper,whisper,*,*,*,*,*,audio_seconds,0.0001,1,USD,2024-01-01,,,test
 dalle,dall-e-3,*,*,*,*,*,image/1024x1024/hd,8,100,USD,2024-01-01,,,test
+image in,gpt-image-1,*,*,*,*,*,input,5,1000000,USD,2024-01-01,,,test
+image out,gpt-image-1,*,*,*,*,*,output,40,1000000,USD,2024-01-01,,,test
+image one,gpt-image-1,*,*,*,*,*,image/1536x1024/high,25,100,USD,2024-01-01,,,test
+text in,gpt-35-turbo-instruct,*,*,*,*,*,input,1.50,1000000,USD,2024-01-01,,,test
+text out,gpt-35-turbo-instruct,*,*,*,*,*,output,2.00,1000000,USD,2024-01-01,,,test
+hear,gpt-4o-transcribe,*,*,*,*,*,audio_input,6.00,1000000,USD,2024-01-01,,,test
+write,gpt-4o-transcribe,*,*,*,*,*,output,10.00,1000000,USD,2024-01-01,,,test
 """
 DEPLOYMENTS = """gateway,subscription_id,product,operation,deployment,reported_model,model,model_version,deployment_sku,region,effective_from,effective_to
 apim,,,,chat,,gpt-4o,2024-11-20,GlobalStandard,swedencentral,,
@@ -604,40 +654,59 @@ apim,,,,embed,,text-embedding-3-small,1,Standard,swedencentral,,
 apim,,,,tts,,tts,1,Standard,swedencentral,,
 apim,,,,whisper,,whisper,1,Standard,swedencentral,,
 apim,,,,dalle,,dall-e-3,3.0,Standard,swedencentral,,
+apim,,,,image,,gpt-image-1,1,GlobalStandard,swedencentral,,
+apim,,,,transcribe,,gpt-4o-transcribe,1,GlobalStandard,swedencentral,,
 """
 
 
 def test_from_the_gateway_to_the_bill(gateway, tmp_path):
     whole = [served(gateway, answer=ANSWER | {"usage": chat(1000, 200, 400)}, request_id=numbered(0))]
-    for number, kind in enumerate(("responses", "embeddings", "speech", "dall-e", "translation"), 1):
-        path, body, headers, answer, answer_headers, _ = KINDS[kind]
+    for number, (path, body, headers, answer, answer_headers, _) in enumerate(KINDS.values(), 10):
         whole.append(served(gateway, path, body, headers=headers, answer=answer, answer_headers=answer_headers, request_id=numbered(number)))
-    streamed = served(gateway, CHAT, STREAMED, answer=b"data: [DONE]\n\n", answer_headers=SSE, request_id=numbered(6))
-    throttled = served(gateway, CHAT, HELLO, status=429, answer={"error": {"code": "429"}}, request_id=numbered(7))
-    lost = served(gateway, CHAT, HELLO, error="Timeout", noResponse=True, request_id=numbered(8))
-    messages = [message for call in (*whole, streamed, throttled, lost) for message in call.bodies]
-    assert len(messages) == 9
+    streamed = [
+        served(gateway, CHAT, STREAMED, answer=b"data: [DONE]\n\n", answer_headers=SSE, request_id=numbered(1)),
+        served(
+            gateway, "/openai/v1/responses", {"model": "chat", "stream": True}, answer=b"event: x\n\n", answer_headers=SSE, request_id=numbered(2)
+        ),
+    ]
+    throttled = served(gateway, CHAT, HELLO, status=429, answer={"error": {"code": "429"}}, request_id=numbered(3))
+    lost = served(gateway, CHAT, HELLO, error="Timeout", noResponse=True, request_id=numbered(4))
+    messages = [message for call in (*whole, *streamed, throttled, lost) for message in call.bodies]
+    assert len(messages) == 5 + len(KINDS)
+    counted = {0: (1000, 200), 1: (150, 50), 2: (150, 50)}
     logs = [
         record
-        for n in (0, 6)
-        for record in (llm_log(numbered(n), prompt=1000 if n == 0 else 150, completion=200 if n == 0 else 50), gateway_log(numbered(n)))
+        for n, (prompt, completion) in counted.items()
+        for record in (llm_log(numbered(n), prompt=prompt, completion=completion), gateway_log(numbered(n)))
     ]
     support.reference(tmp_path / "reference", PRICES, DEPLOYMENTS)
     pipeline = bill(tmp_path, messages, [envelope(*logs)], messages[:2])
     found = rows(pipeline, "SELECT deployment, meter, sum(quantity), sum(cost) FROM daily_billing WHERE cost IS NOT NULL GROUP BY ALL ORDER BY ALL")
     assert found == [
         ("chat", "cached_input", 400, Decimal("0.0005")),
-        ("chat", "input", 770, Decimal("0.001925")),
-        ("chat", "output", 261, Decimal("0.00261")),
+        ("chat", "input", 940, Decimal("0.00235")),
+        ("chat", "output", 322, Decimal("0.00322")),
         ("chat", "web_search_calls", 2, Decimal("0.02")),
+        ("chat-eu", "cached_input", 128, Decimal("0.00016")),
+        ("chat-eu", "input", 22, Decimal("0.000055")),
+        ("chat-eu", "output", 50, Decimal("0.0005")),
         ("dalle", "image/1024x1024/hd", 2, Decimal("0.16")),
         ("embed", "input", 8, Decimal("0.00000016")),
+        ("image", "input", 9, Decimal("0.000045")),
+        ("image", "output", 8, Decimal("0.00032")),
+        ("text", "input", 5, Decimal("0.0000075")),
+        ("text", "output", 6, Decimal("0.000012")),
+        ("transcribe", "audio_input", 14, Decimal("0.000084")),
+        ("transcribe", "output", 45, Decimal("0.00045")),
         ("tts", "characters", 8, Decimal("0.00012")),
         ("whisper", "audio_seconds", Decimal("3.5"), Decimal("0.00035")),
     ]
-    assert rows(pipeline, "SELECT accepted, duplicates, conflicts, no_usage FROM daily_quality") == [(9, 6, 0, 2)]
+    # without a price here: what else the response called; without usage: what failed, and a transcription as plain text
+    unpriced = rows(pipeline, "SELECT DISTINCT meter FROM daily_billing WHERE cost IS NULL ORDER BY 1")
+    assert unpriced == [("code_interpreter_sessions",), ("file_search_calls",)]
+    assert rows(pipeline, "SELECT accepted, duplicates, conflicts, no_usage FROM daily_quality") == [(16, 8, 0, 3)]
     assert rows(pipeline, "SELECT count(*) FROM quarantine") == [(0,)]
-    assert rows(pipeline, "SELECT status_code, count(*) FROM enriched_usage GROUP BY 1 ORDER BY 1") == [(200, 7), (429, 1), (500, 1)]
+    assert rows(pipeline, "SELECT status_code, count(*) FROM enriched_usage GROUP BY 1 ORDER BY 1") == [(200, 14), (429, 1), (500, 1)]
 
 
 # --- the policies as such
